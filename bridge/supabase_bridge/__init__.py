@@ -1,0 +1,1 @@
+"""Model releases in Supabase Storage, kept in step with an MLflow registry."""

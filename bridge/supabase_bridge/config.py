@@ -1,0 +1,235 @@
+"""The settings: argument beats environment beats file beats default; the only reader of the environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import urlsplit
+
+from supabase_bridge.errors import SettingsError
+from supabase_bridge.layout import check_channel
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE_NAME = "supabase-bridge.toml"
+_STAGES = ("None", "Staging", "Production", "Archived")
+_FILE_LIMIT_BYTES = 1_000_000
+
+
+class Secret:
+    """A text that shows itself only when asked: its repr, str and format are '***'."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself, for the one place that sends it."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that can be set. docs/settings.md lists each with its variable and its place in the file.
+
+    Attributes:
+        home: Where the embedded default keeps its database, artifacts and object store.
+        supabase_url: The project's URL, without a trailing slash; None: the embedded object store is used.
+        service_key: The project's service-role key.
+        bucket: The bucket of the releases.
+        artifact_buckets: Further buckets that `supabase://` may read and write.
+        database_url: MLflow's --backend-store-uri.
+        artifacts_destination: Where MLflow's server keeps what clients log through it (mlflow-artifacts:/).
+        tracking_uri: An MLflow server to read runs and files through, where the database alone does not do.
+        allowed_sources: Roots, besides MLflow's own, below which a version's files may lie.
+        stages: From an MLflow stage to the channel it switches.
+        aliases: From an alias to the channel it switches.
+        workspaces: From an MLflow workspace other than the default one to the bucket that is its own.
+        poll_interval: How long an idle worker waits between two looks at the outbox.
+        lease: How long a silent worker keeps an event before another may take it.
+        retry_cap: The longest pause between two attempts.
+        give_up_after: How long a failing event is retried before it becomes a dead letter.
+        run_grace: How long a new version waits for its training run to end before it is mirrored all the same.
+        request_timeout: How long one storage request may stay silent.
+    """
+
+    home: Path = Path("mlruns")
+    supabase_url: str | None = None
+    service_key: Secret | None = None
+    bucket: str = "models"
+    artifact_buckets: tuple[str, ...] = ()
+    database_url: str = ""
+    artifacts_destination: str = ""
+    tracking_uri: str | None = None
+    allowed_sources: tuple[str, ...] = ()
+    stages: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({"Production": "latest", "Staging": "staging"})
+    )
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    workspaces: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    poll_interval: timedelta = timedelta(milliseconds=250)
+    lease: timedelta = timedelta(seconds=60)
+    retry_cap: timedelta = timedelta(minutes=5)
+    give_up_after: timedelta = timedelta(days=3)
+    run_grace: timedelta = timedelta(hours=1)
+    request_timeout: timedelta = timedelta(seconds=20)
+
+    @classmethod
+    def load(
+        cls, *, home: Path | None = None, environ: Mapping[str, str] | None = None, **arguments: Any
+    ) -> Settings:
+        """The settings in force.
+
+        Args:
+            home: The home directory, where given on the command line.
+            environ: The environment; the process's own by default.
+            arguments: Further settings by name; one that is None is as if it were not given.
+
+        Raises:
+            SettingsError: one is malformed, or contradicts another one.
+        """
+        environ = os.environ if environ is None else environ
+        home = (home or Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns")).absolute()
+        given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
+        values = _from_file(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
+        values.update(_from_environment(environ))
+        values.update({name: value for name, value in arguments.items() if value is not None})
+        return _complete(cls(home=home, **values))
+
+    @property
+    def embedded(self) -> bool:
+        """True where releases go to a directory, not to a Supabase project."""
+        return self.supabase_url is None
+
+    @property
+    def registry_uri(self) -> str:
+        """MLflow's --registry-store-uri: the database through our plugin."""
+        return f"supabase+{self.database_url}"
+
+    @property
+    def buckets(self) -> frozenset[str]:
+        """The buckets that may be read and written at all."""
+        return frozenset({self.bucket, *self.artifact_buckets, *self.workspaces.values()})
+
+
+def _complete(settings: Settings) -> Settings:
+    """Fill in what follows from the rest, and refuse contradictions."""
+    home = settings.home
+    if settings.supabase_url is not None:
+        parts = urlsplit(settings.supabase_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query:
+            raise SettingsError("SUPABASE_URL", "expected https://<project>.supabase.co (http:// for a local one)")
+        if settings.service_key is None:
+            raise SettingsError("SUPABASE_SERVICE_ROLE_KEY", "missing, while SUPABASE_URL names a project to write to")
+    elif settings.service_key is not None:
+        raise SettingsError("SUPABASE_URL", "missing (or SUPABASE_PROJECT_REF), while SUPABASE_SERVICE_ROLE_KEY is set")
+    for stage, channel in settings.stages.items():
+        if stage not in _STAGES:
+            raise SettingsError(f"[channels.stages] {stage}", f"no MLflow stage; there are {', '.join(_STAGES)}")
+        check_channel(channel)
+    for channel in settings.aliases.values():
+        check_channel(channel)
+    shared = [*settings.workspaces.values(), settings.bucket]
+    if len(set(shared)) < len(shared):
+        raise SettingsError("[workspaces]", "two workspaces share a bucket; each needs one of its own")
+    return replace(
+        settings,
+        supabase_url=settings.supabase_url.rstrip("/") if settings.supabase_url else None,
+        database_url=settings.database_url or f"sqlite:///{home / 'mlflow.db'}",
+        artifacts_destination=settings.artifacts_destination or str(home / "artifacts"),
+    )
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment sets; an empty variable sets nothing."""
+    values: dict[str, Any] = {}
+    for variable, name in (
+        ("SUPABASE_URL", "supabase_url"),
+        ("SUPABASE_BRIDGE_BUCKET", "bucket"),
+        ("SUPABASE_BRIDGE_DATABASE_URL", "database_url"),
+        ("SUPABASE_BRIDGE_ARTIFACTS_DESTINATION", "artifacts_destination"),
+        ("SUPABASE_BRIDGE_TRACKING_URI", "tracking_uri"),
+    ):
+        if text := environ.get(variable, "").strip():
+            values[name] = text
+    if "supabase_url" not in values and (reference := environ.get("SUPABASE_PROJECT_REF", "").strip()):
+        if not reference.isalnum():
+            raise SettingsError("SUPABASE_PROJECT_REF", "expected the project's reference id, letters and digits only")
+        values["supabase_url"] = f"https://{reference}.supabase.co"
+    if key := environ.get("SUPABASE_SERVICE_ROLE_KEY", "").strip():
+        values["service_key"] = Secret(key)
+    return values
+
+
+_SECONDS = ("poll_interval", "lease", "retry_cap", "give_up_after", "run_grace", "request_timeout")
+_TEXTS = ("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri")
+_LISTS = ("artifact_buckets", "allowed_sources")
+
+
+def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
+    """What the TOML file sets.
+
+    Raises:
+        SettingsError: it is missing though named, malformed, or sets something unknown (a secret in a file is refused).
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(_FILE_LIMIT_BYTES)
+        table = tomllib.loads(data.decode())
+    except FileNotFoundError:
+        if required:
+            raise SettingsError("SUPABASE_BRIDGE_CONFIG", f"{path} does not exist") from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(str(path), f"cannot be read: {error}") from error
+    values: dict[str, Any] = {}
+    for name, value in table.items():
+        if name == "channels" and isinstance(value, dict) and set(value) <= {"stages", "aliases"}:
+            values.update({part: _text_table(path, f"channels.{part}", value[part]) for part in value})
+        elif name == "workspaces":
+            values[name] = _text_table(path, name, value)
+        elif name in _SECONDS and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+            values[name] = timedelta(seconds=value)
+        elif name in _TEXTS and isinstance(value, str) and value:
+            values[name] = value
+        elif name in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            values[name] = tuple(value)
+        else:
+            raise SettingsError(f"{path}: {name}", _complaint(name))
+    return values
+
+
+def _text_table(path: Path, name: str, value: object) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) and text for text in value.values()):
+        raise SettingsError(f"{path}: [{name}]", 'expected lines of the form name = "text"')
+    return MappingProxyType(dict(value))
+
+
+def _complaint(name: str) -> str:
+    if name == "service_key":
+        return "a secret does not belong in a file; set SUPABASE_SERVICE_ROLE_KEY in the environment"
+    known = {item.name for item in fields(Settings)} - {"home", "service_key", "stages", "aliases"}
+    if name not in known | {"channels"}:
+        return f"no such setting; there are {', '.join(sorted(known | {'channels'}))}"
+    if name in _SECONDS:
+        return "expected a number of seconds above zero"
+    return "expected a list of texts" if name in _LISTS else "expected a text"

@@ -1,0 +1,422 @@
+"""Every error the bridge raises, by cause: facts are attributes, the message says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+
+class BridgeError(Exception):
+    """The root of all errors of the bridge.
+
+    Attributes:
+        retryable: True where the same call may succeed later with nothing changed by hand on our side (the network, the
+            server, a key that is being rotated). The worker backs off and tries again; everything else is given up at
+            once, with its reason.
+    """
+
+    retryable: ClassVar[bool] = False
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+class SettingsError(BridgeError):
+    """A setting is missing, malformed or contradicts another one."""
+
+    def __init__(self, setting: str, problem: str) -> None:
+        super().__init__(f"{setting}: {problem}")
+        self.setting = setting
+        self.problem = problem
+
+
+# --- names and documents ----------------------------------------------------------------------------------------------
+
+
+class InvalidModelKeyError(BridgeError):
+    """A registered model's name (or its tag `supabase.key`) cannot be a folder in Supabase Storage."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(
+            f"model {name!r} cannot be a folder in Supabase Storage: {reason}. "
+            "Set the registered model's tag supabase.key to a name made of letters, digits, '_', '-' and '.'"
+        )
+        self.name = name
+        self.reason = reason
+
+
+class InvalidChannelError(BridgeError):
+    """A channel's name cannot be used."""
+
+    def __init__(self, channel: str) -> None:
+        super().__init__(
+            f"{channel!r} cannot be a channel: use lower-case letters, digits, '_' and '-', beginning with a letter"
+        )
+        self.channel = channel
+
+
+class InvalidRunIdError(BridgeError):
+    """A text is not a release's run_id."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text[:80]!r} is not a run_id: expected the UTC time YYYYMMDDTHHMMSSZ, "
+            "optionally followed by '-' and letters, digits, '.', '_' or '-' (20251031T093831Z, 20251031T093831Z-ci42)"
+        )
+        self.text = text
+
+
+class InvalidObjectKeyError(BridgeError):
+    """Supabase Storage does not accept a key."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"object key {key[:200]!r} is not accepted by Supabase Storage: {reason}")
+        self.key = key
+        self.reason = reason
+
+
+class InvalidDocumentError(BridgeError):
+    """A JSON document is malformed, too large, or breaks its schema."""
+
+    def __init__(self, document: str, reason: str) -> None:
+        super().__init__(f"{document} is not valid: {reason}")
+        self.document = document
+        self.reason = reason
+
+
+# --- object stores ----------------------------------------------------------------------------------------------------
+
+
+class ObjectStoreError(BridgeError):
+    """The root of what an object store answers; `store` says which one (never with a key in it)."""
+
+    def __init__(self, store: str, message: str) -> None:
+        super().__init__(f"{store}: {message}")
+        self.store = store
+
+
+class ObjectNotFoundError(ObjectStoreError):
+    """No object has this key (or, on Supabase, the key in use may not see it)."""
+
+    def __init__(self, store: str, key: str) -> None:
+        super().__init__(store, f"no object {key!r}")
+        self.key = key
+
+
+class ObjectExistsError(ObjectStoreError):
+    """`create` found an object under this key; it was left as it is."""
+
+    def __init__(self, store: str, key: str) -> None:
+        super().__init__(store, f"object {key!r} exists already")
+        self.key = key
+
+
+class ObjectTooLargeError(ObjectStoreError):
+    """An object is larger than a limit: the reader's own, or the bucket's."""
+
+    def __init__(self, store: str, key: str, limit_bytes: int | None) -> None:
+        limit = "the bucket's file size limit (raise it in the bucket's settings)"
+        super().__init__(store, f"object {key!r} is larger than {limit if limit_bytes is None else limit_bytes} bytes")
+        self.key = key
+        self.limit_bytes = limit_bytes
+
+
+class CorruptObjectError(ObjectStoreError):
+    """What is stored differs from what was recorded or sent."""
+
+    retryable = True
+
+    def __init__(self, store: str, key: str, expected: str, actual: str) -> None:
+        super().__init__(store, f"object {key!r} is damaged: expected {expected}, found {actual}")
+        self.key = key
+        self.expected = expected
+        self.actual = actual
+
+
+class BucketNotFoundError(ObjectStoreError):
+    """The bucket does not exist (or, on Supabase, the key in use may not see it)."""
+
+    retryable = True
+
+    def __init__(self, store: str, bucket: str) -> None:
+        super().__init__(
+            store, f"no bucket {bucket!r}: create it in Supabase, or check that the key belongs to this project"
+        )
+        self.bucket = bucket
+
+
+class AccessDeniedError(ObjectStoreError):
+    """The key in use is not accepted, or may not do this."""
+
+    retryable = True
+
+    def __init__(self, store: str, operation: str, answer: str) -> None:
+        super().__init__(
+            store, f"{operation} was refused ({answer}): check SUPABASE_SERVICE_ROLE_KEY, it must be this project's"
+        )
+        self.operation = operation
+        self.answer = answer
+
+
+class StoreUnavailableError(ObjectStoreError):
+    """The store did not answer, or answered that it cannot serve now; nothing is known about the outcome."""
+
+    retryable = True
+
+    def __init__(self, store: str, operation: str, reason: str) -> None:
+        super().__init__(store, f"{operation} did not succeed: {reason}. It may be tried again")
+        self.operation = operation
+        self.reason = reason
+
+
+class UnexpectedAnswerError(ObjectStoreError):
+    """The store refused a request for a cause that none of the other errors names."""
+
+    def __init__(self, store: str, operation: str, answer: str) -> None:
+        super().__init__(store, f"{operation} was answered unexpectedly: {answer}")
+        self.operation = operation
+        self.answer = answer
+
+
+class LocalFileError(BridgeError):
+    """A local file or directory could not be read or written (permissions, a full disk)."""
+
+    retryable = True
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+# --- releases ---------------------------------------------------------------------------------------------------------
+
+
+class ReleaseNotFoundError(BridgeError):
+    """No complete release has this run_id."""
+
+    def __init__(self, model_key: str, run_id: str) -> None:
+        super().__init__(
+            f"{model_key} has no complete release {run_id}. "
+            f"`supabase-bridge status {model_key}` lists what there is, `supabase-bridge mirror` makes one"
+        )
+        self.model_key = model_key
+        self.run_id = run_id
+
+
+class ReleaseWithoutVersionError(BridgeError):
+    """A release was not made from an MLflow version, so no promotion in MLflow can make it current."""
+
+    def __init__(self, model_key: str, run_id: str) -> None:
+        super().__init__(
+            f"{model_key} {run_id} names no MLflow version; move the pointer alone: "
+            f"supabase-bridge activate {model_key} {run_id}"
+        )
+        self.model_key = model_key
+        self.run_id = run_id
+
+
+class NothingToRollBackToError(BridgeError):
+    """A channel has no earlier release to go back to."""
+
+    def __init__(self, model_key: str, channel: str) -> None:
+        super().__init__(f"{model_key}/{channel} has no earlier release to roll back to")
+        self.model_key = model_key
+        self.channel = channel
+
+
+class ReleaseConflictError(BridgeError):
+    """Other content lies under a release's key; a release never changes."""
+
+    def __init__(self, key: str, expected: str, actual: str) -> None:
+        super().__init__(
+            f"{key} exists with other content (SHA-256 {actual[:12]}…, this version has {expected[:12]}…); it was left "
+            "as it is. Give the version a run_id of its own (run tag supabase.run_id), or delete the directory if stray"
+        )
+        self.key = key
+        self.expected = expected
+        self.actual = actual
+
+
+class ReleaseDamagedError(BridgeError):
+    """A file of a complete release, or of its log, is missing or differs from its record."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"release file {key}: {problem}. The pointer was not moved; mirror the version again")
+        self.key = key
+        self.problem = problem
+
+
+class ModelKeyTakenError(BridgeError):
+    """Two registered models want the same folder."""
+
+    def __init__(self, model_key: str, owner: str, model: str) -> None:
+        super().__init__(
+            f"folder {model_key!r} belongs to registered model {owner!r} (its tag supabase.key); "
+            f"set the tag supabase.key of {model!r} to another name"
+        )
+        self.model_key = model_key
+        self.owner = owner
+        self.model = model
+
+
+class ModelFileMissingError(BridgeError):
+    """A model version has no file of a kind a release needs."""
+
+    def __init__(self, model: str, version: int, searched: str) -> None:
+        super().__init__(
+            f"{model} version {version} has no ONNX file in {searched}: "
+            "log the model with mlflow.onnx.log_model(...), or log a *.onnx artifact"
+        )
+        self.model = model
+        self.version = version
+        self.searched = searched
+
+
+class ModelFileAmbiguousError(BridgeError):
+    """A model version has several files of one kind and no rule chooses between them."""
+
+    def __init__(self, model: str, version: int, candidates: tuple[str, ...]) -> None:
+        super().__init__(
+            f"{model} version {version} has {len(candidates)} candidates and no rule to choose: "
+            f"{', '.join(candidates)}. Keep one of them, or name it <model>_latest"
+        )
+        self.model = model
+        self.version = version
+        self.candidates = candidates
+
+
+class InvalidModelFileError(BridgeError):
+    """An ONNX file is corrupt or breaks the ONNX specification."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is not a valid ONNX model: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+# --- the registry -----------------------------------------------------------------------------------------------------
+
+
+class RegistryUnavailableError(BridgeError):
+    """MLflow's database or server did not answer."""
+
+    retryable = True
+
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(f"MLflow could not {operation}: {reason}")
+        self.operation = operation
+        self.reason = reason
+
+
+class NotAnMlflowDatabaseError(BridgeError):
+    """A database is reachable, but MLflow has not set it up."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__(
+            f"{database} is not an MLflow database (it has no table registered_models). "
+            "Start `supabase-bridge server` once, or point SUPABASE_BRIDGE_DATABASE_URL at MLflow's --backend-store-uri"
+        )
+        self.database = database
+
+
+class PluginMissingError(BridgeError):
+    """MLflow does not know our registry store, so no change would be captured."""
+
+    def __init__(self, scheme: str) -> None:
+        super().__init__(
+            f"MLflow has no registry store for {scheme}:// in this environment, so no promotion would be captured: "
+            "install the bridge there with `pip install 'mlflow-supabase-bridge[mlflow]'`"
+        )
+        self.scheme = scheme
+
+
+class ModelNotFoundError(BridgeError):
+    """MLflow has no registered model of this name."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"MLflow has no registered model {model!r}")
+        self.model = model
+
+
+class VersionNotFoundError(BridgeError):
+    """A registered model has no such version."""
+
+    def __init__(self, model: str, version: int) -> None:
+        super().__init__(f"registered model {model!r} has no version {version}")
+        self.model = model
+        self.version = version
+
+
+class SourceNotAllowedError(BridgeError):
+    """A model version's files lie where the settings do not allow the bridge to read."""
+
+    def __init__(self, source: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(
+            f"source {source[:200]!r} is not read: it is outside the allowed roots ({', '.join(allowed)}). "
+            "Add its root to allowed_sources in the settings if it is yours"
+        )
+        self.source = source
+        self.allowed = allowed
+
+
+class WorkspaceNotMappedError(BridgeError):
+    """A workspace other than the default one has no bucket of its own."""
+
+    def __init__(self, workspace: str) -> None:
+        super().__init__(
+            f"workspace {workspace!r} has no bucket of its own, so its models are not mirrored: "
+            f"add it to [workspaces] in the settings ({workspace} = \"a-bucket\")"
+        )
+        self.workspace = workspace
+
+
+# --- the outbox -------------------------------------------------------------------------------------------------------
+
+
+class EventNotFoundError(BridgeError):
+    """The outbox has no such event, or it is not in a state that allows the command."""
+
+    def __init__(self, event_id: int, wanted: str) -> None:
+        super().__init__(f"the outbox has no event {event_id} that is {wanted}; see `supabase-bridge outbox list`")
+        self.event_id = event_id
+        self.wanted = wanted
+
+
+class LeaseLostError(BridgeError):
+    """Another worker took an event over, because this one held it for too long without a sign of life."""
+
+    def __init__(self, event_id: int) -> None:
+        super().__init__(f"event {event_id} was taken over by another worker; its outcome is that worker's to write")
+        self.event_id = event_id
+
+
+class EventUnfinishedError(BridgeError):
+    """A change is recorded, but did not get through: it failed for good, or is still being retried."""
+
+    def __init__(self, event_id: int, state: str, outcome: str | None) -> None:
+        super().__init__(
+            f"the change is recorded as event {event_id} and is {state}: {outcome or 'nobody has taken it up yet'}. "
+            "See `supabase-bridge outbox list`"
+        )
+        self.event_id = event_id
+        self.state = state
+        self.outcome = outcome
+
+
+class ServerStartError(BridgeError):
+    """The MLflow server could not be started."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"no MLflow server at {url}: {reason}")
+        self.url = url
+        self.reason = reason
+
+
+class DemoFailedError(BridgeError):
+    """A step of the demonstration did not lead where it should."""
+
+    def __init__(self, step: str, found: str) -> None:
+        super().__init__(f"the demonstration stopped: {step}: {found}")
+        self.step = step
+        self.found = found

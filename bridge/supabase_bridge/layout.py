@@ -1,0 +1,181 @@
+"""Where everything lies in the bucket: object keys, run_ids and the names they are made of.
+
+Source: the release specification, section 1; docs/format.md shows every key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from supabase_bridge.errors import InvalidChannelError, InvalidModelKeyError, InvalidObjectKeyError, InvalidRunIdError
+
+META_NAME = "model_meta.json"
+METRICS_NAME = "metrics.json"
+SUMMARY_NAME = "summary.md"
+MANIFEST_NAME = "manifest.json"
+HISTORY_NAME = "history"
+TEMPORARY_PREFIX = "_tmp/"
+"""Uploads in flight lie under this prefix until they are moved into place; no model key begins with '_'."""
+
+_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
+_RUN_ID = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}Z)(?:-(?P<suffix>[A-Za-z0-9._-]{1,64}))?")
+_MODEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_!.*'()&$=;,+ -]*")
+_CHANNEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_KEY = re.compile(r"[A-Za-z0-9_/!.*'()&$@=;:+,? -]+")
+_MODEL_KEY_LIMIT_BYTES = 120
+_SEGMENT_LIMIT_BYTES = 255
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunId:
+    """The identity of a release: a UTC time in whole seconds, and what makes it unique where the time alone is not."""
+
+    time: datetime
+    suffix: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> RunId:
+        """Read `YYYYMMDDTHHMMSSZ[-suffix]`.
+
+        Raises:
+            InvalidRunIdError: the text has another form, or names a day that does not exist.
+        """
+        match = _RUN_ID.fullmatch(text)
+        if match is None:
+            raise InvalidRunIdError(text)
+        try:
+            time = datetime.strptime(match["time"], _TIME_FORMAT).replace(tzinfo=timezone.utc)
+        except ValueError as error:
+            raise InvalidRunIdError(text) from error
+        return cls(time=time, suffix=match["suffix"])
+
+    @classmethod
+    def at(cls, time: datetime) -> RunId:
+        """The run_id of a training that ended at `time` (aware; its fraction of a second is dropped)."""
+        return cls(time=time.astimezone(timezone.utc).replace(microsecond=0))
+
+    def unique(self, taken: Collection[RunId], *, version: int) -> RunId:
+        """This run_id, or, where another version of the model holds it, the same with `-v<version>` appended."""
+        if self not in taken:
+            return self
+        suffix = f"v{version}" if self.suffix is None else f"{self.suffix}-v{version}"
+        return RunId(time=self.time, suffix=suffix)
+
+    def __str__(self) -> str:
+        time = self.time.strftime(_TIME_FORMAT)
+        return time if self.suffix is None else f"{time}-{self.suffix}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseKeys:
+    """The object keys of one release, relative to the bucket."""
+
+    model_key: str
+    run_id: RunId
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.model_key}/{self.run_id}/"
+
+    def file(self, name: str) -> str:
+        return self.prefix + name
+
+    @property
+    def onnx_name(self) -> str:
+        return f"{self.model_key}_{self.run_id}.onnx"
+
+    @property
+    def state_dict_name(self) -> str:
+        return f"{self.model_key}_{self.run_id}.pt"
+
+    @property
+    def onnx(self) -> str:
+        return self.file(self.onnx_name)
+
+    @property
+    def meta(self) -> str:
+        return self.file(META_NAME)
+
+    @property
+    def metrics(self) -> str:
+        return self.file(METRICS_NAME)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelKeys:
+    """The object keys of one channel of a model, relative to the bucket."""
+
+    model_key: str
+    channel: str
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.model_key}/{self.channel}/{MANIFEST_NAME}"
+
+    @property
+    def history_prefix(self) -> str:
+        return f"{self.model_key}/{self.channel}/{HISTORY_NAME}/"
+
+    def history(self, sequence: int) -> str:
+        """The key of log entry `sequence` (from 1); eight digits, so that listing them gives their order."""
+        return f"{self.history_prefix}{sequence:08d}.json"
+
+    def sequence_of(self, key: str) -> int | None:
+        """The sequence of a key below `history_prefix`, or None for a key that is no log entry."""
+        match = re.fullmatch(r"([0-9]{8,})\.json", key.removeprefix(self.history_prefix))
+        return int(match[1]) if match and key.startswith(self.history_prefix) else None
+
+
+def check_model_key(name: str) -> str:
+    """Return `name` if it can be a model's folder.
+
+    Stricter than Supabase's own rule: one segment, no '@', ':' or '?', which have a meaning in `supabase://` URIs,
+    and nothing that could be taken for a temporary key.
+
+    Raises:
+        InvalidModelKeyError: it cannot; the message says why and what to set instead.
+    """
+    if not name:
+        raise InvalidModelKeyError(name, "it is empty")
+    if len(name.encode()) > _MODEL_KEY_LIMIT_BYTES:
+        raise InvalidModelKeyError(name[:40] + "…", f"it is longer than {_MODEL_KEY_LIMIT_BYTES} bytes")
+    if not _MODEL_KEY.fullmatch(name):
+        bad = sorted({c for c in name if not _MODEL_KEY.fullmatch("a" + c)})
+        reason = f"it has {', '.join(map(ascii, bad[:5]))} in it" if bad else "it does not begin with a letter or digit"
+        raise InvalidModelKeyError(name, reason)
+    if name[-1] in " .":
+        raise InvalidModelKeyError(name, "it ends in a space or a dot")
+    return name
+
+
+def check_channel(name: str) -> str:
+    """Return `name` if it can be a channel (lower-case letters, digits, '_', '-'; so that no run_id looks like one).
+
+    Raises:
+        InvalidChannelError: it cannot.
+    """
+    if not _CHANNEL.fullmatch(name):
+        raise InvalidChannelError(name)
+    return name
+
+
+def check_object_key(key: str) -> str:
+    """Return `key` if Supabase Storage accepts it.
+
+    Source: wire measurements of the server: ASCII letters, digits and `_/!.*'() &$=@;:+,?-`, no '.' or '..' segment,
+    at most 255 bytes a segment.
+
+    Raises:
+        InvalidObjectKeyError: it does not.
+    """
+    if not _KEY.fullmatch(key):
+        raise InvalidObjectKeyError(key, "it has characters that are not allowed, or none")
+    for segment in key.split("/"):
+        if segment in {"", ".", ".."}:
+            raise InvalidObjectKeyError(key, f"segment {segment!r}")
+        if len(segment) > _SEGMENT_LIMIT_BYTES:
+            raise InvalidObjectKeyError(key, f"a segment is longer than {_SEGMENT_LIMIT_BYTES} bytes")
+    return key
