@@ -1,0 +1,128 @@
+"""The activate job: verify a release, commit it to a channel's log, and publish the manifest.
+
+Source: the release specification, section 3, step 5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+
+from supabase_bridge.channel_log import ChannelLog
+from supabase_bridge.documents import LIMIT_BYTES, Cause, CurrentRelease, FileRecord, Manifest, ModelMeta
+from supabase_bridge.errors import ObjectNotFoundError, ReleaseDamagedError, ReleaseNotFoundError
+from supabase_bridge.layout import META_NAME, ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.object_store import ObjectStore
+from supabase_bridge.object_store.digest import sha256_of
+from supabase_bridge.release_log import next_entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedRelease:
+    """A complete release whose files are there as recorded.
+
+    Attributes:
+        files: The record of every file, model_meta.json itself among them.
+    """
+
+    meta: ModelMeta
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switch:
+    """What an activation came to.
+
+    Attributes:
+        entry: The log entry that holds the release: the new one, or the one that held it already.
+        switched: True where this call, or an earlier attempt at the same event, moved the pointer.
+        head: The log's newest entry when the call ended.
+    """
+
+    entry: Manifest
+    switched: bool
+    head: Manifest
+
+
+def verify_release(store: ObjectStore, keys: ReleaseKeys) -> VerifiedRelease:
+    """Look at every file that a release records.
+
+    A file whose digest the store recorded when it was written is compared by size and that record, any other is read.
+
+    Raises:
+        ReleaseNotFoundError: there is no such release, or it is incomplete.
+        ReleaseDamagedError: a file is missing or differs from its record.
+    """
+    try:
+        raw = store.read(keys.meta, limit_bytes=LIMIT_BYTES)
+    except ObjectNotFoundError:
+        raise ReleaseNotFoundError(keys.model_key, str(keys.run_id)) from None
+    meta = ModelMeta.parse(raw)
+    for name, record in meta.files.items():
+        key = keys.file(name)
+        try:
+            info = store.stat(key)
+            digest = info.sha256 or sha256_of(store, key)
+        except ObjectNotFoundError:
+            raise ReleaseDamagedError(key, "it is missing") from None
+        if (info.size_bytes, digest) != (record.size_bytes, record.sha256):
+            raise ReleaseDamagedError(key, "it differs from what model_meta.json records")
+    own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+    return VerifiedRelease(meta=meta, files={**meta.files, META_NAME: own})
+
+
+def activate(
+    store: ObjectStore,
+    channel: ChannelKeys,
+    run_id: RunId,
+    *,
+    cause: Cause,
+    published_at: datetime,
+) -> Switch:
+    """Make a release the current one of a channel.
+
+    Verified first, then committed to the log, then published. Idempotent for one event (`cause.event_id`): however
+    often it is tried, and whatever crashed in between, the log has it once. A release that is current already is not
+    switched.
+
+    Args:
+        published_at: The entry's time; the same at every attempt of one event.
+
+    Raises:
+        ReleaseNotFoundError, ReleaseDamagedError: see `verify_release`; the pointer is not moved.
+        StoreUnavailableError: nothing is known about the outcome; the same call may be made again.
+    """
+    log = ChannelLog(store, channel)
+    found = log.look().head
+    entry = None if cause.event_id is None else log.find(cause, found)
+    switched = entry is not None
+    if entry is None:
+        keys = ReleaseKeys(model_key=channel.model_key, run_id=run_id)
+        release = verify_release(store, keys)
+        current = _current(keys, release, published_at)
+        notes = (release.meta.model_extra or {}).get("release_notes")
+
+        def build(head: Manifest | None) -> Manifest | None:
+            return next_entry(head, channel, current=current, cause=cause, release_notes=notes)
+
+        entry, switched = log.commit(found, build)
+        if entry is not None and switched:
+            log.publish(entry)
+    head = log.heal()
+    if entry is None or head is None:
+        raise ReleaseDamagedError(channel.history_prefix, "the log was emptied while it was written")
+    return Switch(entry=entry, switched=switched, head=head)
+
+
+def _current(keys: ReleaseKeys, release: VerifiedRelease, published_at: datetime) -> CurrentRelease:
+    origin = release.meta.mlflow
+    return CurrentRelease(
+        run_id=str(keys.run_id),
+        published_at=published_at,
+        onnx_path=keys.onnx,
+        meta_path=keys.meta,
+        metrics_path=keys.metrics,
+        model_version=None if origin is None else origin.version,
+        files=release.files,
+    )
