@@ -1,0 +1,118 @@
+"""A release before it is uploaded: a version's files chosen, fetched, joined and checked, its documents read."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from supabase_bridge import onnx_file
+from supabase_bridge.documents import LIMIT_BYTES, parse_object
+from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError
+from supabase_bridge.layout import META_NAME, METRICS_NAME, SUMMARY_NAME
+from supabase_bridge.selection import Selection
+from supabase_bridge.source import SourceFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """The parts of a release as local files and parsed documents.
+
+    Attributes:
+        onnx: One checked ONNX file.
+        state_dict: The PyTorch state_dict; None where the training logged none.
+        meta: The job's own model_meta.json; empty where it wrote none.
+        metrics: The job's own metrics.json; empty where it wrote none.
+        summary: The job's own summary.md; None where it wrote none.
+    """
+
+    onnx: Path
+    state_dict: Path | None
+    meta: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    summary: bytes | None
+
+    @property
+    def size_bytes(self) -> int:
+        """How much is uploaded, the documents aside."""
+        return sum(path.stat().st_size for path in (self.onnx, self.state_dict) if path is not None)
+
+
+def draft_release(selection: Selection, directory: Path) -> Draft:
+    """Fetch what a release is made of into `directory`.
+
+    Raises:
+        ModelFileMissingError, ModelFileAmbiguousError: see `Selection`.
+        InvalidModelFileError: the ONNX file is corrupt, or its weights are missing or too large for one file.
+        InvalidDocumentError: a document of the job's is no JSON object, or too large.
+    """
+    meta = _read(selection, META_NAME, directory)
+    metrics = _read(selection, METRICS_NAME, directory)
+    state_dict = selection.state_dict()
+    return Draft(
+        onnx=_onnx(selection, directory),
+        state_dict=None if state_dict is None else state_dict.fetch(_own(directory, "state_dict")),
+        meta={} if meta is None else parse_object(meta, META_NAME),
+        metrics={} if metrics is None else parse_object(metrics, METRICS_NAME),
+        summary=_read(selection, SUMMARY_NAME, directory),
+    )
+
+
+def _onnx(selection: Selection, directory: Path) -> Path:
+    """The version's ONNX model as one checked file."""
+    chosen = selection.onnx(_flavors(selection, directory))
+    fetched = chosen.fetch(_own(directory, "onnx"))
+    beside = onnx_file.external_files(fetched)
+    if beside:
+        whole = _own(directory, "joined") / chosen.name
+        onnx_file.join(_gather(selection, chosen, fetched, beside, _own(directory, "parts")), whole)
+        fetched = whole
+    onnx_file.check(fetched)
+    return fetched
+
+
+def _gather(
+    selection: Selection, chosen: SourceFile, fetched: Path, beside: tuple[str, ...], directory: Path
+) -> Path:
+    """The ONNX file and the weight files it names, in one directory of their own."""
+    model = directory / chosen.name
+    shutil.copyfile(fetched, model)
+    for path in beside:
+        found = selection.beside(chosen, path)
+        if found is None:
+            raise InvalidModelFileError(chosen.path, f"its weights are in {path!r}, which is not among the artifacts")
+        target = directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(found.fetch(_own(directory, "fetched")), target)
+    return model
+
+
+def _flavors(selection: Selection, directory: Path) -> Mapping[str, Any]:
+    found = selection.mlmodel()
+    if found is None:
+        return {}
+    try:
+        return dict(Model.load(str(found.fetch(_own(directory, "mlmodel")))).flavors)
+    except (MlflowException, ValueError, TypeError, AttributeError) as error:
+        raise InvalidDocumentError("MLmodel", str(error)[:300]) from error
+
+
+def _read(selection: Selection, name: str, directory: Path) -> bytes | None:
+    found = selection.document(name)
+    if found is None:
+        return None
+    if found.size_bytes is not None and found.size_bytes > LIMIT_BYTES:
+        raise InvalidDocumentError(found.path, f"larger than {LIMIT_BYTES} bytes")
+    return found.fetch(_own(directory, name)).read_bytes()
+
+
+def _own(directory: Path, name: str) -> Path:
+    """A folder of its own for each part, so that equal names do not meet."""
+    path = directory / name
+    path.mkdir(exist_ok=True)
+    return path

@@ -1,0 +1,171 @@
+"""The upload job: lay a model version out as a release, everything but a pointer.
+
+Source: the release specification, section 3, steps 3 and 4.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from supabase_bridge.activate import verify_release
+from supabase_bridge.channel_log import ChannelLog
+from supabase_bridge.completion import (
+    RUN_ID_TAG,
+    TrainingFacts,
+    complete_meta,
+    complete_metrics,
+    draft_summary,
+    release_notes,
+    wanted_run_id,
+)
+from supabase_bridge.documents import LIMIT_BYTES, FileRecord, Metrics, ModelMeta, Origin
+from supabase_bridge.draft import Draft, draft_release
+from supabase_bridge.errors import (
+    InvalidDocumentError,
+    ObjectNotFoundError,
+    ReleaseConflictError,
+    ReleaseDamagedError,
+    ReleaseNotFoundError,
+)
+from supabase_bridge.identity import model_key, release_run_id
+from supabase_bridge.layout import META_NAME, METRICS_NAME, SUMMARY_NAME, ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.object_store import JSON_TYPE, MARKDOWN_TYPE, ObjectStore, Progress
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
+from supabase_bridge.placing import place_document, place_file
+from supabase_bridge.registry import RegisteredVersion, Registry
+from supabase_bridge.selection import Selection
+from supabase_bridge.source import Sources, VersionSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirrored:
+    """A complete release of a version; `uploaded` is False where it was complete already."""
+
+    keys: ReleaseKeys
+    meta: ModelMeta
+    uploaded: bool
+
+
+class Mirror:
+    """Lays versions out as releases in one object store.
+
+    Args:
+        baseline_channel: Metrics are compared with the release that is current there.
+    """
+
+    def __init__(self, registry: Registry, sources: Sources, store: ObjectStore, *, baseline_channel: str) -> None:
+        self._registry = registry
+        self._sources = sources
+        self._store = store
+        self._baseline_channel = baseline_channel
+
+    def run(
+        self,
+        version: RegisteredVersion,
+        *,
+        source: VersionSource | None = None,
+        announce: Callable[[int], Progress] | None = None,
+    ) -> Mirrored:
+        """Make the release of a version complete.
+
+        Idempotent: what is there already is verified and kept, model_meta.json is written last, so that a crash leaves
+        an incomplete directory which the next run finishes. Nothing refers to the release yet.
+
+        Args:
+            source: The version's source, where the caller has looked it up already.
+            announce: Called once with the number of bytes to move, where any are; returns what is called as they move.
+
+        Raises:
+            ModelFileMissingError, ModelFileAmbiguousError, InvalidModelFileError, InvalidDocumentError: the version
+                cannot be a release; nothing was uploaded.
+            ReleaseConflictError: other content lies under the release's keys.
+            InvalidModelKeyError, ModelKeyTakenError, InvalidRunIdError: see `identity`.
+            SourceNotAllowedError: see `Sources.of`.
+        """
+        key = model_key(self._registry, version.model, version.workspace)
+        if (given := version.tags.get(RUN_ID_TAG)) is not None:
+            keys = ReleaseKeys(model_key=key, run_id=RunId.parse(given))
+            if (meta := self._complete(keys, version)) is not None:
+                return Mirrored(keys=keys, meta=meta, uploaded=False)
+        source = source or self._sources.of(version)
+        with tempfile.TemporaryDirectory(prefix="supabase-bridge-") as directory:
+            selection = Selection(source, model=version.model, model_key=key, version=version.version)
+            draft = draft_release(selection, Path(directory))
+            run_id = release_run_id(self._registry, version, wanted_run_id(draft.meta, source.facts))
+            keys = ReleaseKeys(model_key=key, run_id=run_id)
+            progress = None if announce is None else announce(draft.size_bytes)
+            meta = self._upload(draft, keys, source.facts, _origin(version), progress)
+        facts = {"model": version.model, "version": version.version, "run_id": str(run_id)}
+        logger.info("a version was mirrored", extra=facts)
+        return Mirrored(keys=keys, meta=meta, uploaded=True)
+
+    def _complete(self, keys: ReleaseKeys, version: RegisteredVersion) -> ModelMeta | None:
+        """The metadata of the version's release if it is complete and whole."""
+        try:
+            meta = verify_release(self._store, keys).meta
+        except (ReleaseNotFoundError, ReleaseDamagedError):
+            return None
+        if meta.mlflow is not None and meta.mlflow.version != version.version:
+            raise ReleaseConflictError(keys.meta, f"version {version.version}", f"version {meta.mlflow.version}")
+        return meta
+
+    def _upload(
+        self, draft: Draft, keys: ReleaseKeys, facts: TrainingFacts, origin: Origin, progress: Progress | None
+    ) -> ModelMeta:
+        """Place every file, each verified by the store, and the commit record last."""
+        drafted = complete_metrics(draft.metrics, facts, run_id=keys.run_id, baseline=self._baseline(keys))
+        notes = release_notes(drafted, facts)
+        # The documents' own errors come before any byte is uploaded.
+        complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes)
+        files: dict[str, FileRecord] = {}
+        if draft.state_dict is not None:
+            files[keys.state_dict_name] = place_file(
+                self._store, keys.file(keys.state_dict_name), draft.state_dict, progress
+            )
+        files[keys.onnx_name] = place_file(self._store, keys.onnx, draft.onnx, progress)
+        files[METRICS_NAME] = place_document(
+            self._store,
+            keys.metrics,
+            drafted.to_bytes(),
+            content_type=JSON_TYPE,
+            same=lambda found: Metrics.parse(found).run_id == str(keys.run_id),
+        )
+        summary = draft.summary or draft_summary(keys.model_key, drafted, facts).encode()
+        files[SUMMARY_NAME] = place_document(
+            self._store, keys.file(SUMMARY_NAME), summary, content_type=MARKDOWN_TYPE, same=lambda _: True
+        )
+        meta = complete_meta(draft.meta, facts, keys=keys, origin=origin, files=files, release_notes=notes)
+        place_document(
+            self._store,
+            keys.file(META_NAME),
+            meta.to_bytes(),
+            content_type=JSON_TYPE,
+            same=lambda found: ModelMeta.parse(found).files == meta.files,
+        )
+        return ModelMeta.parse(self._store.read(keys.meta, limit_bytes=LIMIT_BYTES))
+
+    def _baseline(self, keys: ReleaseKeys) -> Metrics | None:
+        """The metrics of the release that is current now; none where nothing is, or its metrics are not to be had."""
+        channel = ChannelKeys(model_key=keys.model_key, channel=self._baseline_channel)
+        head = ChannelLog(self._store, channel).look().head
+        if head is None:
+            return None
+        try:
+            return Metrics.parse(self._store.read(head.current.metrics_path, limit_bytes=LIMIT_BYTES))
+        except (ObjectNotFoundError, InvalidDocumentError):
+            return None
+
+
+def _origin(version: RegisteredVersion) -> Origin:
+    return Origin(
+        registered_model=version.model,
+        version=version.version,
+        run_id=version.run_id,
+        workspace=None if version.workspace == DEFAULT_WORKSPACE else version.workspace,
+    )

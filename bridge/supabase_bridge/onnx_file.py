@@ -1,0 +1,78 @@
+"""A version's ONNX model as one checked file: weights that lie beside it are joined in, bytes otherwise unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import uses_external_data
+
+from supabase_bridge.errors import InvalidModelFileError
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+
+
+def external_files(path: Path) -> tuple[str, ...]:
+    """The files, relative to the ONNX file, that hold its weights; none for a model that is whole.
+
+    Raises:
+        InvalidModelFileError: it is no ONNX model.
+    """
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InvalidModelFileError(path.name, str(error)[:300]) from error
+    locations = {
+        entry.value
+        for tensor in _tensors(model.graph)
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(sorted(locations))
+
+
+def join(path: Path, target: Path) -> None:
+    """Write the model at `path`, with the weights that lie beside it, to `target` as one file.
+
+    Raises:
+        InvalidModelFileError: a weight file is missing or damaged, or the whole would be larger than 2 GiB, which no
+            ONNX file can be.
+    """
+    total = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external_files(path))
+    if total > _PROTOBUF_LIMIT_BYTES:
+        reason = (
+            f"with its weights it has {total} bytes, and one ONNX file holds at most 2 GiB. "
+            "Export it in half precision or quantised, or split it into models of their own"
+        )
+        raise InvalidModelFileError(path.name, reason)
+    try:
+        model = onnx.load(path)
+        onnx.save_model(model, target)
+    except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
+        raise InvalidModelFileError(path.name, str(error)[:300]) from error
+
+
+def check(path: Path) -> None:
+    """Check that the file at `path` is a valid ONNX model.
+
+    Raises:
+        InvalidModelFileError: it is not; the checker's words say why.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, ValueError) as error:
+        raise InvalidModelFileError(path.name, str(error).strip()[:300]) from error
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph, those in its nodes and in the graphs of its nodes among them."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            yield from _tensors(inner)

@@ -1,0 +1,69 @@
+"""Put files into a release's directory: what is there already is compared, never replaced."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from supabase_bridge.documents import LIMIT_BYTES, FileRecord
+from supabase_bridge.errors import InvalidDocumentError, ObjectExistsError, ObjectNotFoundError, ReleaseConflictError
+from supabase_bridge.object_store import BINARY_TYPE, ObjectStore, Progress, PutOptions
+from supabase_bridge.object_store.digest import file_sha256, sha256_of
+
+
+def place_file(store: ObjectStore, key: str, path: Path, progress: Progress | None) -> FileRecord:
+    """Upload a file unless its content is there already.
+
+    Raises:
+        ReleaseConflictError: other content is there; it is left as it is.
+    """
+    record = FileRecord(size_bytes=path.stat().st_size, sha256=file_sha256(path))
+    present = _digest(store, key)
+    if present is None:
+        options = PutOptions(content_type=BINARY_TYPE, sha256=record.sha256)
+        try:
+            store.create(key, path, options, progress)
+        except ObjectExistsError:
+            present = _digest(store, key)
+    if present not in {None, record.sha256}:
+        raise ReleaseConflictError(key, record.sha256, str(present))
+    return record
+
+
+def place_document(
+    store: ObjectStore, key: str, data: bytes, *, content_type: str, same: Callable[[bytes], bool]
+) -> FileRecord:
+    """Write a document unless an earlier attempt wrote one, which then stays: the record is of what is there.
+
+    Args:
+        same: Whether bytes that are there are this document as an earlier attempt drafted it.
+
+    Raises:
+        ReleaseConflictError: something else is there; it is left as it is.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    options = PutOptions(content_type=content_type, sha256=digest)
+    try:
+        store.create(key, data, options)
+    except ObjectExistsError:
+        found = store.read(key, limit_bytes=LIMIT_BYTES)
+        present = hashlib.sha256(found).hexdigest()
+        if present != digest and not _holds(same, found):
+            raise ReleaseConflictError(key, digest, present) from None
+        return FileRecord(size_bytes=len(found), sha256=present)
+    return FileRecord(size_bytes=len(data), sha256=digest)
+
+
+def _holds(same: Callable[[bytes], bool], found: bytes) -> bool:
+    try:
+        return same(found)
+    except InvalidDocumentError:
+        return False
+
+
+def _digest(store: ObjectStore, key: str) -> str | None:
+    try:
+        return store.stat(key).sha256 or sha256_of(store, key)
+    except ObjectNotFoundError:
+        return None

@@ -1,0 +1,191 @@
+"""MLflow's model registry as the worker needs it: read versions, read and write tags, make transitions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import mlflow
+import mlflow.environment_variables
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from supabase_bridge.errors import ModelNotFoundError, RegistryUnavailableError, VersionNotFoundError
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
+
+_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
+_TAG_LIMIT = 5_000
+_PAGE = 1_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredVersion:
+    """A model version as the registry has it now."""
+
+    workspace: str
+    model: str
+    version: int
+    stage: str
+    aliases: frozenset[str]
+    tags: Mapping[str, str]
+    run_id: str | None
+    description: str
+    created_at: datetime
+
+
+class Registry:
+    """A model registry, through MLflow's own client.
+
+    Args:
+        tracking_uri: Where runs are read from: a database URL or an MLflow server.
+        registry_uri: Where versions are read from and tags written to; a `supabase+` URI captures transitions.
+
+    Raises (every method):
+        RegistryUnavailableError: MLflow did not answer, or answered with an error that says nothing else.
+    """
+
+    def __init__(self, *, tracking_uri: str, registry_uri: str) -> None:
+        self.client = mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+
+    def models(self, workspace: str = DEFAULT_WORKSPACE) -> list[str]:
+        """The names of all registered models, sorted; prompts left out."""
+        with mlflow_errors("list the registered models", workspace):
+            found: list[str] = []
+            token: str | None = None
+            while True:
+                page = self.client.search_registered_models(max_results=_PAGE, page_token=token)
+                found += [model.name for model in page]
+                if not (token := page.token):
+                    return sorted(found)
+
+    def version(self, model: str, version: int, workspace: str = DEFAULT_WORKSPACE) -> RegisteredVersion:
+        """One version.
+
+        Raises:
+            VersionNotFoundError: there is none, or it was deleted.
+        """
+        with mlflow_errors(f"read {model} version {version}", workspace, VersionNotFoundError(model, version)):
+            return _registered(workspace, self.client.get_model_version(model, str(version)))
+
+    def versions(self, model: str, workspace: str = DEFAULT_WORKSPACE) -> list[RegisteredVersion]:
+        """All versions of a model, the oldest first; none for an unknown model."""
+        return self._search(f"name = {_quoted(model)}", workspace)
+
+    def holders(self, model: str, run_id: str, workspace: str = DEFAULT_WORKSPACE) -> list[int]:
+        """The versions of a model that carry a run_id in their tag, the oldest first."""
+        found = self._search(f"name = {_quoted(model)} and tags.`supabase.run_id` = {_quoted(run_id)}", workspace)
+        return [item.version for item in found]
+
+    def model_tags(self, model: str, workspace: str = DEFAULT_WORKSPACE) -> Mapping[str, str]:
+        """A registered model's tags.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+        """
+        with mlflow_errors(f"read model {model}", workspace, ModelNotFoundError(model)):
+            return dict(self.client.get_registered_model(model).tags)
+
+    def model_with_tag(self, key: str, value: str, workspace: str, *, other_than: str) -> str | None:
+        """The name of a registered model, other than one, that has this tag, or None."""
+        with mlflow_errors(f"search models by tag {key}", workspace):
+            found = self.client.search_registered_models(filter_string=f"tags.`{key}` = {_quoted(value)}")
+            return next((model.name for model in found if model.name != other_than), None)
+
+    def set_model_tag(self, model: str, key: str, value: str, workspace: str = DEFAULT_WORKSPACE) -> None:
+        """Write a registered model's tag."""
+        with mlflow_errors(f"write tag {key} of {model}", workspace, ModelNotFoundError(model)):
+            self.client.set_registered_model_tag(model, key, value)
+
+    def set_tags(self, version: RegisteredVersion, tags: Mapping[str, str | None]) -> None:
+        """Make a version's tags these; None removes one. What is so already is not written. Longer texts are cut.
+
+        Raises:
+            VersionNotFoundError: the version was deleted meanwhile.
+        """
+        model, number = version.model, str(version.version)
+        absent = VersionNotFoundError(model, version.version)
+        with mlflow_errors(f"write the tags of {model} version {number}", version.workspace, absent):
+            for key, value in tags.items():
+                if value is None:
+                    if key in version.tags:
+                        self.client.delete_model_version_tag(model, number, key)
+                elif version.tags.get(key) != value[:_TAG_LIMIT]:
+                    self.client.set_model_version_tag(model, number, key, value[:_TAG_LIMIT])
+
+    def promote(self, model: str, version: int, stage: str, workspace: str = DEFAULT_WORKSPACE) -> None:
+        """Move a version to a stage and archive the others there, as a person would in the UI.
+
+        Raises:
+            VersionNotFoundError: there is none.
+        """
+        absent = VersionNotFoundError(model, version)
+        with mlflow_errors(f"move {model} version {version} to {stage}", workspace, absent), warnings.catch_warnings():
+            # Stages are deprecated in the Python client only; the registry and its UI go on with them.
+            warnings.simplefilter("ignore", FutureWarning)
+            self.client.transition_model_version_stage(model, str(version), stage, archive_existing_versions=True)
+
+    def set_alias(self, model: str, alias: str, version: int, workspace: str = DEFAULT_WORKSPACE) -> None:
+        """Give a version an alias, and take it from the version that has it.
+
+        Raises:
+            VersionNotFoundError: there is none.
+        """
+        with mlflow_errors(f"set alias {alias} of {model}", workspace, VersionNotFoundError(model, version)):
+            self.client.set_registered_model_alias(model, alias, str(version))
+
+    def _search(self, filter_string: str, workspace: str) -> list[RegisteredVersion]:
+        with mlflow_errors("search model versions", workspace):
+            found: list[RegisteredVersion] = []
+            token: str | None = None
+            while True:
+                page = self.client.search_model_versions(filter_string, max_results=_PAGE, page_token=token)
+                found += [_registered(workspace, item) for item in page]
+                if not (token := page.token):
+                    return sorted(found, key=lambda item: item.version)
+
+
+def _registered(workspace: str, found: ModelVersion) -> RegisteredVersion:
+    return RegisteredVersion(
+        workspace=workspace,
+        model=found.name,
+        version=int(found.version),
+        stage=found.current_stage or "None",
+        aliases=frozenset(found.aliases or ()),
+        tags=dict(found.tags or {}),
+        run_id=found.run_id or None,
+        description=found.description or "",
+        created_at=datetime.fromtimestamp(found.creation_timestamp / 1_000, tz=timezone.utc),
+    )
+
+
+def _quoted(text: str) -> str:
+    """A text in MLflow's search language, which knows no escapes: the other quotation mark helps."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+@contextmanager
+def mlflow_errors(
+    operation: str, workspace: str = DEFAULT_WORKSPACE, absent: Exception | None = None
+) -> Iterator[None]:
+    """Run calls of MLflow's client in a workspace, and give its errors our names."""
+    try:
+        with _in_workspace(workspace):
+            yield
+    except MlflowException as error:
+        if absent is not None and error.error_code in _ABSENT:
+            raise absent from error
+        raise RegistryUnavailableError(operation, str(error).split("\n")[0][:300]) from error
+
+
+def _in_workspace(workspace: str) -> AbstractContextManager[object]:
+    """Where workspaces are on, MLflow's stores want one named; where they are off, or unknown (2.22), there is one."""
+    enabled = getattr(mlflow.environment_variables, "MLFLOW_ENABLE_WORKSPACES", None)
+    if enabled is None or not enabled.get():
+        return nullcontext()
+    from mlflow.utils.workspace_context import WorkspaceContext
+
+    context: AbstractContextManager[object] = WorkspaceContext(workspace)
+    return context

@@ -1,0 +1,212 @@
+"""A model version's files and the facts of its training, wherever MLflow keeps them.
+
+What is read is bounded by the settings: whoever can write to MLflow chooses a version's `source`, so a source outside
+the allowed roots is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mlflow.entities import Run
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from supabase_bridge.completion import Dataset, TrainingFacts
+from supabase_bridge.config import Settings
+from supabase_bridge.errors import SourceNotAllowedError
+from supabase_bridge.registry import RegisteredVersion, Registry, mlflow_errors
+
+_DEPTH_LIMIT = 8
+_FILES_LIMIT = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """A file of a version, not fetched yet; `path` is relative to the folder it was found in."""
+
+    folder: SourceFolder
+    path: str
+    size_bytes: int | None
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    def fetch(self, directory: Path) -> Path:
+        """A local path with the file's content; a copy in `directory` unless the file is local already."""
+        return self.folder.fetch(self.path, directory)
+
+
+class SourceFolder:
+    """A folder of artifacts, at a place that the settings allow."""
+
+    def __init__(self, uri: str, repository: ArtifactRepository, local_root: Path | None) -> None:
+        self.uri = uri
+        self._repository = repository
+        self._local_root = local_root
+
+    def files(self) -> list[SourceFile]:
+        """Every file below the folder, by path."""
+        return sorted(self._walk(None, 0), key=lambda file: file.path)
+
+    def fetch(self, path: str, directory: Path) -> Path:
+        """A local path with one file's content; see `SourceFile.fetch`.
+
+        Raises:
+            SourceNotAllowedError: the path is a link that leaves the folder.
+        """
+        if self._local_root is None:
+            with mlflow_errors(f"fetch {path} from {self.uri}"):
+                return Path(self._repository.download_artifacts(path, str(directory)))
+        found = (self._local_root / path).resolve()
+        if not found.is_relative_to(self._local_root.resolve()):
+            raise SourceNotAllowedError(str(found), (str(self._local_root),))
+        return found
+
+    def _walk(self, path: str | None, depth: int) -> Iterator[SourceFile]:
+        with mlflow_errors(f"list {self.uri}"):
+            found = self._repository.list_artifacts(path)
+        for item in found[:_FILES_LIMIT]:
+            if not item.is_dir:
+                yield SourceFile(folder=self, path=item.path, size_bytes=item.file_size)
+            elif depth < _DEPTH_LIMIT:
+                yield from self._walk(item.path, depth + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionSource:
+    """Where a version's files are, and what is known of its training.
+
+    Attributes:
+        model_folder: The version's model directory.
+        run_folder: Its run's artifacts; None for a version without a run.
+        running: True while the run has not ended, so that more may still be logged to it.
+    """
+
+    model_folder: SourceFolder
+    run_folder: SourceFolder | None
+    facts: TrainingFacts
+    running: bool
+
+
+class Sources:
+    """Finds the sources of model versions."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._registry = registry
+        self._settings = settings
+
+    def of(self, version: RegisteredVersion) -> VersionSource:
+        """The source of a version.
+
+        Raises:
+            SourceNotAllowedError: its files lie outside the roots that the settings allow.
+            RegistryUnavailableError: MLflow did not answer.
+        """
+        client = self._registry.client
+        with mlflow_errors(f"find the files of {version.model} version {version.version}", version.workspace):
+            uri = client.get_model_version_download_uri(version.model, str(version.version))
+            run = client.get_run(version.run_id) if version.run_id else None
+            model_folder = self._folder(uri)
+            run_folder = self._folder(run.info.artifact_uri) if run is not None and run.info.artifact_uri else None
+        running = run is not None and run.info.status in {"RUNNING", "SCHEDULED"}
+        facts = _facts(version, run)
+        return VersionSource(model_folder=model_folder, run_folder=run_folder, facts=facts, running=running)
+
+    def _folder(self, uri: str) -> SourceFolder:
+        located = self._locate(uri, hops=5)
+        local_root = _local_path(located)
+        self._check_allowed(located, local_root)
+        repository = get_artifact_repository(located)
+        return SourceFolder(located, repository, local_root)
+
+    def _locate(self, uri: str, *, hops: int) -> str:
+        """Follow MLflow's indirections to the place where the bytes are."""
+        parts = urlsplit(uri)
+        path = unquote(parts.path).strip("/")
+        client = self._registry.client
+        if hops == 0:
+            raise SourceNotAllowedError(uri, ("a place, not a chain of references",))
+        if parts.scheme == "runs":
+            run_id, _, below = path.partition("/")
+            return self._locate(_join(client.get_run(run_id).info.artifact_uri, below), hops=hops - 1)
+        if parts.scheme == "models" and path.startswith("m-"):
+            model_id, _, below = path.partition("/")
+            return self._locate(_join(client.get_logged_model(model_id).artifact_location, below), hops=hops - 1)
+        if parts.scheme == "models":
+            name, _, number = path.partition("/")
+            return self._locate(client.get_model_version_download_uri(name, number), hops=hops - 1)
+        if parts.scheme == "mlflow-artifacts" and self._settings.tracking_uri is None:
+            return _join(self._settings.artifacts_destination, path)
+        return uri
+
+    def _check_allowed(self, uri: str, local_path: Path | None) -> None:
+        """Refuse what is outside the allowed roots; buckets are checked once more where they are opened."""
+        buckets = [f"supabase://{bucket}" for bucket in sorted(self._settings.buckets)]
+        allowed = (self._settings.artifacts_destination, *self._settings.allowed_sources, *buckets)
+        if self._settings.tracking_uri is not None and urlsplit(uri).scheme == "mlflow-artifacts":
+            return
+        if not any(_below(root, uri, local_path) for root in allowed):
+            raise SourceNotAllowedError(uri, allowed)
+
+
+def _below(root: str, uri: str, local_path: Path | None) -> bool:
+    local_root = _local_path(root)
+    if local_path is not None:
+        return local_root is not None and local_path.resolve().is_relative_to(local_root.resolve())
+    if local_root is not None or ".." in unquote(urlsplit(uri).path).split("/"):
+        return False
+    return uri == root.rstrip("/") or uri.startswith(root.rstrip("/") + "/")
+
+
+def _local_path(uri: str) -> Path | None:
+    """The local path that a URI names, or None for one that is not local."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file" and parts.netloc in {"", "localhost"}:
+        return Path(unquote(parts.path))
+    return Path(uri) if parts.scheme == "" else None
+
+
+def _join(uri: str | None, path: str) -> str:
+    return f"{(uri or '').rstrip('/')}/{path}" if path else uri or ""
+
+
+def _place(dataset_source: str) -> str:
+    """The place that a dataset's source names; MLflow keeps it as JSON of one of several forms."""
+    try:
+        value = json.loads(dataset_source)
+    except ValueError:
+        return dataset_source
+    found = [value[name] for name in ("uri", "url", "path") if name in value] if isinstance(value, dict) else []
+    return str(found[0]) if found else dataset_source
+
+
+def _facts(version: RegisteredVersion, run: Run | None) -> TrainingFacts:
+    if run is None:
+        return TrainingFacts(ended_at=version.created_at.replace(microsecond=0), description=version.description)
+    moment = run.info.end_time or run.info.start_time
+    ended_at = version.created_at if moment is None else datetime.fromtimestamp(moment / 1_000, tz=timezone.utc)
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return TrainingFacts(
+        ended_at=ended_at.replace(microsecond=0),
+        mlflow_run_id=run.info.run_id,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        tags=dict(run.data.tags),
+        datasets=tuple(
+            Dataset(
+                name=item.dataset.name,
+                digest=item.dataset.digest,
+                source=_place(item.dataset.source),
+                context=next((tag.value for tag in item.tags if tag.key == "mlflow.data.context"), None),
+            )
+            for item in inputs
+        ),
+        description=version.description,
+    )
