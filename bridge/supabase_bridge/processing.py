@@ -1,0 +1,241 @@
+"""What one event asks for: bring Supabase to what the registry says now, and say so on the versions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from supabase_bridge import status_tags
+from supabase_bridge.activate import Switch, activate
+from supabase_bridge.channel_log import ChannelLog
+from supabase_bridge.channels import Triggers, channel_triggers, winning_arrival
+from supabase_bridge.config import Settings
+from supabase_bridge.documents import Cause, Manifest
+from supabase_bridge.errors import VersionNotFoundError, WorkspaceNotMappedError
+from supabase_bridge.identity import model_key
+from supabase_bridge.layout import ChannelKeys
+from supabase_bridge.mirror import Mirror
+from supabase_bridge.object_store import ObjectStore, Progress
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, Event, EventKind, EventState
+from supabase_bridge.outbox.queue import Outbox
+from supabase_bridge.registry import RegisteredVersion, Registry
+from supabase_bridge.release_log import moved_by_hand
+from supabase_bridge.source import Sources
+from supabase_bridge.status_tags import Tags
+
+logger = logging.getLogger(__name__)
+
+_RUN_POLL = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """An event is done with, one way or the other."""
+
+    state: EventState
+    outcome: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """An event is not due yet; nothing went wrong."""
+
+    until: datetime
+    reason: str
+
+
+class Processor:
+    """Carries out events. Every step may run twice: what is done already is found done.
+
+    Args:
+        open_store: From a bucket's name to its object store; the same store for the same name.
+        announce: See `Mirror.run`.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        registry: Registry,
+        outbox: Outbox,
+        open_store: Callable[[str], ObjectStore],
+        announce: Callable[[int], Progress] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._outbox = outbox
+        self._open_store = open_store
+        self._announce = announce
+        self._sources = Sources(registry, settings)
+        self._registry_id: str | None = None
+
+    def process(self, event: Event, now: datetime) -> Finished | Waiting:
+        """Do what an event asks for, if it still is wanted.
+
+        Raises:
+            BridgeError: it could not be done; `retryable` says whether the same attempt may succeed later.
+        """
+        if event.version is None:
+            return Finished(state=EventState.DONE, outcome="releases stay where they are")
+        if event.kind is EventKind.VERSION_CREATED:
+            return self._mirror_new(event, now)
+        outcomes = [
+            self._switch(event, triggers)
+            for triggers in channel_triggers(self._settings)
+            if triggers.arrives(event) or triggers.leaves(event)
+        ]
+        if not outcomes:
+            return Finished(state=EventState.DONE, outcome="no channel follows this change")
+        done = any(outcome.state is EventState.DONE for outcome in outcomes)
+        state = EventState.DONE if done else EventState.SUPERSEDED
+        return Finished(state=state, outcome="; ".join(outcome.outcome for outcome in outcomes))
+
+    def report_failure(self, event: Event, reason: str, *, retrying: bool) -> None:
+        """Show on the version that something went wrong; a version that is gone shows nothing."""
+        version = self._version(event)
+        if version is not None:
+            self._registry.set_tags(version, status_tags.failed(version.tags, reason, retrying=retrying))
+
+    def mirror(self, version: RegisteredVersion) -> str:
+        """Make the release of a version complete, tag it, and return its run_id."""
+        mirrored = self._mirror(version).run(version, announce=self._announce)
+        self._tag(version, status_tags.mirrored)
+        return str(mirrored.keys.run_id)
+
+    def _mirror_new(self, event: Event, now: datetime) -> Finished | Waiting:
+        version = self._version(event)
+        if version is None:
+            return Finished(state=EventState.SUPERSEDED, outcome="the version is gone")
+        mirror = self._mirror(version)
+        source = self._sources.of(version)
+        if source.running and now < event.created_at + self._settings.run_grace:
+            return Waiting(until=now + _RUN_POLL, reason=f"run {version.run_id} has not ended yet")
+        mirrored = mirror.run(version, source=source, announce=self._announce)
+        self._tag(version, status_tags.mirrored)
+        return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.keys.run_id}")
+
+    def _switch(self, event: Event, triggers: Triggers) -> Finished:
+        """Bring one channel to the version that should be current, if this event is the one to do it."""
+        winner = self._winner(event, triggers)
+        if triggers.arrives(event):
+            if winner is None or winner.id != event.id:
+                return _superseded(event, triggers, winner)
+            return self._activate(event, winner, triggers)
+        if winner is None:
+            return self._leave(event, triggers)
+        if winner.state is EventState.PENDING:
+            return _superseded(event, triggers, winner)
+        return self._activate(event, winner, triggers)
+
+    def _activate(self, event: Event, winner: Event, triggers: Triggers) -> Finished:
+        """Make the winner's release current, and let the versions concerned show it."""
+        version = self._registry.version(winner.model, int(winner.version or 0), winner.workspace)
+        store = self._store(version.workspace)
+        keys = ChannelKeys(model_key=self._key(version), channel=triggers.channel)
+        head = ChannelLog(store, keys).look().head
+        pinned = _pinned_since(head, event, arrival=triggers.arrives(event))
+        if pinned is not None:
+            return Finished(state=EventState.SUPERSEDED, outcome=pinned)
+        if winner.id != event.id and head is not None and head.current.model_version == winner.version:
+            return Finished(state=EventState.DONE, outcome=f"{triggers.channel} is version {winner.version} already")
+        mirrored = self._mirror(version).run(version, announce=self._announce)
+        switch = activate(
+            store,
+            keys,
+            mirrored.keys.run_id,
+            cause=Cause(registry_id=self._identity(), event_id=event.id),
+            published_at=(event.started_at or event.created_at).replace(microsecond=0),
+        )
+        self._show(switch, version)
+        done = f"{triggers.channel} is {switch.entry.current.run_id} (entry {switch.entry.sequence})"
+        return Finished(state=EventState.DONE, outcome=done)
+
+    def _show(self, switch: Switch, version: RegisteredVersion) -> None:
+        """Tag the version that is current and the one that was."""
+        self._tag(version, lambda _: status_tags.activated(switch.entry))
+        before = switch.entry.previous[0] if switch.entry.previous else None
+        if before is None or before.model_version in {None, version.version}:
+            return
+        try:
+            former = self._registry.version(version.model, int(before.model_version or 0), version.workspace)
+            self._registry.set_tags(former, status_tags.superseded(former.tags, switch.entry))
+        except VersionNotFoundError:
+            return
+
+    def _leave(self, event: Event, triggers: Triggers) -> Finished:
+        """Nothing comes after a version that left: the pointer stays, and the version says so."""
+        version = self._version(event)
+        left = event.previous_stage or f"@{event.alias}"
+        if version is not None and version.tags.get(status_tags.STATUS_TAG) == status_tags.Status.ACTIVE.value:
+            self._registry.set_tags(version, status_tags.left_without_successor(left, triggers.channel))
+        facts = {"model": event.model, "channel": triggers.channel, "left": left}
+        logger.warning("a channel has no successor and stays where it is", extra=facts)
+        outcome = f"{triggers.channel} stays where it is: nothing else holds {left}"
+        return Finished(state=EventState.DONE, outcome=outcome)
+
+    def _winner(self, event: Event, triggers: Triggers) -> Event | None:
+        arrivals = self._outbox.arrivals(
+            event.workspace, event.model, stages=triggers.stages, aliases=triggers.aliases
+        )
+
+        def still_holds(arrival: Event) -> bool:
+            version = self._version(arrival)
+            if version is None:
+                return False
+            if arrival.kind is EventKind.ALIAS_SET:
+                return arrival.alias in version.aliases
+            return arrival.stage == version.stage
+
+        return winning_arrival(arrivals, still_holds)
+
+    def _version(self, event: Event) -> RegisteredVersion | None:
+        if event.version is None:
+            return None
+        try:
+            return self._registry.version(event.model, event.version, event.workspace)
+        except VersionNotFoundError:
+            return None
+
+    def _tag(self, version: RegisteredVersion, tags: Callable[[dict[str, str]], Tags]) -> None:
+        """Write tags that depend on those the version has now."""
+        now = self._registry.version(version.model, version.version, version.workspace)
+        self._registry.set_tags(now, tags(dict(now.tags)))
+
+    def _mirror(self, version: RegisteredVersion) -> Mirror:
+        channel = self._settings.stages.get("Production", "latest")
+        return Mirror(self._registry, self._sources, self._store(version.workspace), baseline_channel=channel)
+
+    def _key(self, version: RegisteredVersion) -> str:
+        return model_key(self._registry, version.model, version.workspace)
+
+    def _store(self, workspace: str) -> ObjectStore:
+        if workspace == DEFAULT_WORKSPACE:
+            return self._open_store(self._settings.bucket)
+        bucket = self._settings.workspaces.get(workspace)
+        if bucket is None:
+            raise WorkspaceNotMappedError(workspace)
+        return self._open_store(bucket)
+
+    def _identity(self) -> str:
+        if self._registry_id is None:
+            self._registry_id = self._outbox.registry_id()
+        return self._registry_id
+
+
+def _superseded(event: Event, triggers: Triggers, winner: Event | None) -> Finished:
+    if winner is not None and winner.id > event.id:
+        reason = f"version {winner.version} came to {triggers.channel} after version {event.version}"
+    else:
+        reason = f"version {event.version} no longer holds what makes it {triggers.channel}"
+    return Finished(state=EventState.SUPERSEDED, outcome=reason)
+
+
+def _pinned_since(head: Manifest | None, event: Event, *, arrival: bool) -> str | None:
+    """Why a pointer that a person moved by hand stays: it was moved after this promotion, or nobody promoted since."""
+    if head is None or not moved_by_hand(head):
+        return None
+    if arrival and event.created_at >= head.current.published_at:
+        return None
+    return f"{head.channel} was moved to {head.current.run_id} by hand and stays there until somebody promotes"

@@ -1,0 +1,62 @@
+"""The tags by which a version shows in MLflow's UI what became of it. Pure: outcomes in, tags out; None removes one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TypeAlias
+
+from supabase_bridge.documents import Manifest, format_time
+
+Tags: TypeAlias = Mapping[str, str | None]
+
+STATUS_TAG = "supabase.status"
+ERROR_TAG = "supabase.error"
+NOTE_TAG = "supabase.note"
+_CHANNEL_TAG = "supabase.channel."
+_CURRENT = "current since "
+
+
+class Status(str, Enum):
+    """What became of a version."""
+
+    MIRRORED = "mirrored"
+    ACTIVE = "active"
+    SUPERSEDED = "superseded"
+    RETRYING = "retrying"
+    FAILED = "failed"
+
+
+def mirrored(tags: Mapping[str, str]) -> Tags:
+    """A release is complete; one that is or was current stays so."""
+    keeps = tags.get(STATUS_TAG) in {Status.ACTIVE.value, Status.SUPERSEDED.value}
+    status = tags.get(STATUS_TAG) if keeps else Status.MIRRORED.value
+    return {STATUS_TAG: status, ERROR_TAG: None, NOTE_TAG: None}
+
+
+def activated(entry: Manifest) -> Tags:
+    """A release became the current one of a channel."""
+    since = f"{_CURRENT}{format_time(entry.current.published_at)}"
+    return {STATUS_TAG: Status.ACTIVE.value, _CHANNEL_TAG + entry.channel: since, ERROR_TAG: None, NOTE_TAG: None}
+
+
+def superseded(tags: Mapping[str, str], entry: Manifest) -> Tags:
+    """A release is no longer the current one of a channel; it stays active where it is current in another one."""
+    own = _CHANNEL_TAG + entry.channel
+    elsewhere = any(
+        name.startswith(_CHANNEL_TAG) and name != own and value.startswith(_CURRENT) for name, value in tags.items()
+    )
+    status = Status.ACTIVE if elsewhere else Status.SUPERSEDED
+    return {STATUS_TAG: status.value, own: f"superseded by {entry.current.run_id}"}
+
+
+def failed(tags: Mapping[str, str], reason: str, *, retrying: bool) -> Tags:
+    """Something went wrong; a release that is current stays active, and the error says what did not happen."""
+    status = Status.RETRYING if retrying else Status.FAILED
+    active = tags.get(STATUS_TAG) == Status.ACTIVE.value
+    return {STATUS_TAG: Status.ACTIVE.value if active else status.value, ERROR_TAG: reason}
+
+
+def left_without_successor(stage: str, channel: str) -> Tags:
+    """A version left its stage, nothing came after it, and the pointer stays."""
+    return {NOTE_TAG: f"left {stage} with no successor; {channel} still points to this release"}
