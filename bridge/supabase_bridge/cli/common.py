@@ -1,0 +1,82 @@
+"""What commands share: options, the line that says which store is in use, progress bars."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from supabase_bridge.config import Settings
+from supabase_bridge.object_store import Progress
+from supabase_bridge.object_store.opening import open_store
+
+if TYPE_CHECKING:
+    from supabase_bridge.activate import Switch
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def home_option(command: _Command) -> _Command:
+    """--home, for every command that reads the settings."""
+    return click.option(
+        "--home",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Home directory: the embedded database, artifacts and store. [SUPABASE_BRIDGE_HOME; default: mlruns]",
+    )(command)
+
+
+def json_option(command: _Command) -> _Command:
+    """--json, for every command that reports."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")(command)
+
+
+def channel_option(command: _Command) -> _Command:
+    """--channel, for every command that moves a pointer."""
+    return click.option("--channel", default="latest", show_default=True, help="The pointer to move.")(command)
+
+
+def say_store(settings: Settings) -> None:
+    """Say on stderr where releases go, so that nobody mirrors into a folder by mistake."""
+    place = open_store(settings, settings.bucket).name
+    kind = "embedded, no SUPABASE_URL set" if settings.embedded else "a Supabase project"
+    click.echo(f"store:    {place} ({kind})", err=True)
+
+
+def say_database(settings: Settings) -> None:
+    """Say on stderr which registry is served, without a password in it."""
+    scheme, _, rest = settings.database_url.partition("://")
+    click.echo(f"database: {scheme}://{rest.rpartition('@')[2]}", err=True)
+
+
+def switch_line(manifest_key: str, switch: Switch) -> str:
+    """A pointer's move, for people."""
+    verb = "is now" if switch.switched else "was already"
+    return f"{manifest_key} {verb} {switch.entry.current.run_id} (entry {switch.entry.sequence})"
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def upload_bar() -> Callable[[int], Progress] | None:
+    """What shows uploads to a person at a terminal; None where nobody watches."""
+    if not sys.stderr.isatty():
+        return None
+
+    def announce(total_bytes: int) -> Progress:
+        bar = click.progressbar(length=total_bytes, label="uploading", file=sys.stderr, width=30)
+        bar.render_progress()
+
+        def advance(count: int) -> None:
+            bar.update(count)
+            if bar.finished:
+                bar.render_finish()
+
+        return advance
+
+    return announce

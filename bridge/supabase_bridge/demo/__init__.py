@@ -1,0 +1,1 @@
+"""The demonstration: a small recommender trained for real and logged to MLflow."""
