@@ -1,0 +1,242 @@
+"""A bucket of Supabase Storage."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import partial
+
+import httpx
+from storage3.types import SearchV2Object, SearchV2Options
+
+from supabase_bridge.config import Secret
+from supabase_bridge.errors import (
+    BridgeError,
+    BucketNotFoundError,
+    CorruptObjectError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StoreUnavailableError,
+    UnexpectedAnswerError,
+)
+from supabase_bridge.layout import TEMPORARY_PREFIX, check_object_key
+from supabase_bridge.object_store import Body, ObjectInfo, Progress, PutOptions
+from supabase_bridge.object_store.supabase_download import Download
+from supabase_bridge.object_store.supabase_errors import FAILURES, diagnose
+from supabase_bridge.object_store.supabase_transport import TRIES, Transport
+from supabase_bridge.object_store.supabase_upload import (
+    SHARED_CONNECTION_LIMIT_BYTES,
+    Stored,
+    body_size,
+    plain_etag,
+    read_info,
+    upload,
+    verify,
+)
+
+_PAGE = 1000
+_OPEN_OUTCOMES = (StoreUnavailableError, ObjectExistsError, ObjectNotFoundError)
+"""What a move may fail with although it, or an earlier try of it, was made."""
+
+_logger = logging.getLogger(__name__)
+
+
+class SupabaseStore:
+    """The object store in one bucket of a Supabase project; see `ObjectStore` for what each method promises.
+
+    Failures that pass (broken connections, 429, 5xx, HTML from a gateway) are tried again wherever doing it twice is
+    harmless: TRIES times, with pauses of about three seconds in all. A silent server is not asked again: after
+    `timeout` it is StoreUnavailableError.
+
+    Args:
+        url: The project's URL, without /storage/v1.
+        key: Its service-role key.
+        bucket: The bucket's name.
+        timeout: How long one network operation may stay silent.
+        pause: Waits between two tries; replaced in tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        key: Secret,
+        bucket: str,
+        timeout: timedelta,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._bucket = bucket
+        self._transport = Transport(url=url, key=key, bucket=bucket, timeout=timeout, pause=pause)
+
+    @property
+    def name(self) -> str:
+        return self._transport.name
+
+    def ensure_bucket(self) -> None:
+        try:
+            self._check_bucket()
+        except BucketNotFoundError:
+            request = self._transport.request("creating the bucket", self._bucket)
+            create = self._transport.storage().create_bucket
+            try:
+                self._transport.run(request, lambda: create(self._bucket, options={"public": False}))
+            except ObjectExistsError:
+                _logger.info("Somebody else created the bucket at the same time", extra={"bucket": self._bucket})
+
+    def create(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
+        """As the protocol says, although Supabase has no conditional write, by upload to a fresh key and `move`.
+
+        Of any number of concurrent moves onto one key the server lets exactly one succeed, and refuses all where the
+        key is taken (measured; it is a unique index in its database). What arrived is compared with what was sent
+        before the move, so that a damaged upload is never seen under its key.
+
+        An answer to the move that does not come leaves its outcome open. The upload's random token, which is in the
+        object's user metadata and moves with it, settles that: the destination carries our token only if our move was
+        made; with another token (or none) there, ours can never be made; with nothing there the move is tried again,
+        which is harmless even if the first one is still under way: one of the two finds the temporary key gone, and
+        looks again. So after every failed move the destination is read; nothing is concluded from the failure.
+
+        Where the outcome stays unknown (StoreUnavailableError) a later `create` of the same key says ObjectExistsError
+        if this one had succeeded: compare contents then.
+        """
+        check_object_key(key)
+        if body_size(body) > SHARED_CONNECTION_LIMIT_BYTES and self._stored(key) is not None:
+            raise ObjectExistsError(self.name, key)
+        token = uuid.uuid4().hex
+        temporary = TEMPORARY_PREFIX + token
+        try:
+            sent = upload(self._transport, temporary, body, options, token=token, progress=progress)
+            verify(self._transport, temporary, sent, self._info(temporary))
+            self._move(temporary, key, token)
+        except ObjectNotFoundError as error:
+            reason = "its temporary object was deleted by somebody else"
+            raise StoreUnavailableError(self.name, f"creating {key}", reason) from error
+        except StoreUnavailableError:
+            # The server does not answer now, or a move may be under way: whoever sweeps temporary keys takes it later.
+            raise
+        except BridgeError:
+            self._discard(temporary)
+            raise
+
+    def overwrite(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
+        check_object_key(key)
+        token = uuid.uuid4().hex
+        sent = upload(self._transport, key, body, options, token=token, progress=progress)
+        stored = self._stored(key)
+        # Another token, or nothing: somebody else has changed the object since, and what is there is not ours to judge.
+        if stored is None or stored.token not in (None, token):
+            return
+        try:
+            verify(self._transport, key, sent, stored)
+        except (CorruptObjectError, ObjectNotFoundError):
+            stored = self._stored(key)
+            if stored is not None and stored.token in (None, token):
+                raise
+
+    def read(self, key: str, *, limit_bytes: int) -> bytes:
+        return b"".join(Download(self._transport, check_object_key(key), limit_bytes=limit_bytes, fresh=True).pieces())
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        return Download(self._transport, check_object_key(key)).pieces()
+
+    def stat(self, key: str) -> ObjectInfo:
+        return self._info(check_object_key(key)).info
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """As the protocol says; temporary objects are listed only where `prefix` begins with their own."""
+        request = self._transport.request(f"listing {prefix!r}")
+        bucket = self._transport.storage().from_(self._bucket)
+        options: SearchV2Options = {"prefix": prefix, "limit": _PAGE, "with_delimiter": False}
+        last = ""
+        while True:
+            page = self._transport.run(request, partial(bucket.list_v2, options))
+            for item in page.objects:
+                if item.name <= last or not item.name.startswith(prefix):
+                    raise UnexpectedAnswerError(self.name, request.operation, f"{item.name!r} out of order")
+                last = item.name
+                if not last.startswith(TEMPORARY_PREFIX) or prefix.startswith(TEMPORARY_PREFIX):
+                    yield self._listed(item, request.operation)
+            if not page.hasNext:
+                break
+            if not page.objects or not page.nextCursor:
+                raise UnexpectedAnswerError(self.name, request.operation, "a page that says more follow, but not how")
+            options = {**options, "cursor": page.nextCursor}
+        if not last:
+            # A bucket that is missing, or hidden from this key, lists as empty.
+            self._check_bucket()
+
+    def copy(self, source: str, destination: str) -> None:
+        request = self._transport.request(f"copying {check_object_key(source)}", source)
+        body = {"bucketId": self._bucket, "sourceKey": source, "destinationKey": check_object_key(destination)}
+        url = self._transport.url("object", "copy")
+        http = self._transport.http()
+        try:
+            self._transport.run(request, lambda: http.post(url, json=body, headers={"x-upsert": "true"}))
+        except ObjectNotFoundError:
+            # A copy in a bucket that is missing is told that its source is.
+            self._check_bucket()
+            raise
+
+    def delete(self, keys: Sequence[str]) -> None:
+        checked = [check_object_key(key) for key in keys]
+        bucket = self._transport.storage().from_(self._bucket)
+        for start in range(0, len(checked), _PAGE):
+            batch = checked[start : start + _PAGE]
+            request = self._transport.request(f"deleting {len(batch)} objects")
+            self._transport.run(request, partial(bucket.remove, batch))
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def _listed(self, item: SearchV2Object, operation: str) -> ObjectInfo:
+        facts = item.metadata or {}
+        if not isinstance(facts.get("size"), int):
+            raise UnexpectedAnswerError(self.name, operation, f"{item.name!r} without its size")
+        etag = plain_etag(facts.get("eTag"))
+        return ObjectInfo(key=item.name, size_bytes=facts["size"], modified_at=item.updated_at, etag=etag)
+
+    def _check_bucket(self) -> None:
+        storage = self._transport.storage()
+        self._transport.run(self._transport.request("looking for the bucket"), lambda: storage.get_bucket(self._bucket))
+
+    def _info(self, key: str) -> Stored:
+        bucket = self._transport.storage().from_(self._bucket)
+        request = self._transport.request(f"looking at {key}", key)
+        return self._transport.run(request, lambda: read_info(key, bucket.info(key)))
+
+    def _stored(self, key: str) -> Stored | None:
+        try:
+            return self._info(key)
+        except ObjectNotFoundError:
+            return None
+
+    def _move(self, temporary: str, key: str, token: str) -> None:
+        """Move a temporary object to a key that must be free; `create` says why this is right."""
+        bucket = self._transport.storage().from_(self._bucket)
+        request = self._transport.request(f"creating {key}", key)
+        for tried in range(1, TRIES + 1):
+            try:
+                bucket.move(temporary, key)
+                return
+            except FAILURES as failure:
+                trouble = diagnose(failure, request)
+                if not isinstance(trouble.error, _OPEN_OUTCOMES):
+                    raise trouble.error from failure
+                found = self._stored(key)
+                if found is not None and found.token == token:
+                    return
+                if found is not None:
+                    raise ObjectExistsError(self.name, key) from failure
+                if tried == TRIES or isinstance(failure, httpx.TimeoutException):
+                    raise trouble.error from failure
+            self._transport.wait(request, trouble, tried=tried)
+
+    def _discard(self, temporary: str) -> None:
+        """Delete a temporary object if that is possible; it is never listed with the others, and swept later."""
+        try:
+            self.delete([temporary])
+        except BridgeError as error:
+            _logger.warning("A temporary object was left behind", extra={"key": temporary, "reason": str(error)})

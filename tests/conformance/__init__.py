@@ -1,0 +1,1 @@
+"""Tests that hold two implementations of one contract to the same behaviour."""

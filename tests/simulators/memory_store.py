@@ -1,0 +1,117 @@
+"""A bucket in memory, whose every operation a test may hold up or break off."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+from supabase_bridge.errors import CorruptObjectError, ObjectExistsError, ObjectNotFoundError, ObjectTooLargeError
+from supabase_bridge.layout import TEMPORARY_PREFIX, check_object_key
+from supabase_bridge.object_store import Body, ObjectInfo, Progress, PutOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    data: bytes
+    info: ObjectInfo
+
+
+class MemoryStore:
+    """The object store in a dictionary; see `ObjectStore` for what each method promises.
+
+    Args:
+        before: Called with the method's name and the key ahead of each operation on an object; what it raises comes out
+            of the operation, which then has not happened.
+    """
+
+    def __init__(self, before: Callable[[str, str], None] = lambda *_: None) -> None:
+        self._before = before
+        self._objects: dict[str, _Stored] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return "memory"
+
+    def ensure_bucket(self) -> None:
+        """The bucket is always there."""
+
+    def create(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
+        self._before("create", check_object_key(key))
+        stored = self._stored(key, body, options)
+        with self._lock:
+            if key in self._objects:
+                raise ObjectExistsError(self.name, key)
+            self._objects[key] = stored
+        if progress is not None:
+            progress(len(stored.data))
+
+    def overwrite(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
+        self._before("overwrite", check_object_key(key))
+        stored = self._stored(key, body, options)
+        with self._lock:
+            self._objects[key] = stored
+        if progress is not None:
+            progress(len(stored.data))
+
+    def read(self, key: str, *, limit_bytes: int) -> bytes:
+        self._before("read", check_object_key(key))
+        data = self._found(key).data
+        if len(data) > limit_bytes:
+            raise ObjectTooLargeError(self.name, key, limit_bytes)
+        return data
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        self._before("stream", check_object_key(key))
+        yield self._found(key).data
+
+    def stat(self, key: str) -> ObjectInfo:
+        self._before("stat", check_object_key(key))
+        return self._found(key).info
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self._before("list", prefix)
+        with self._lock:
+            found = [self._objects[key].info for key in sorted(self._objects) if key.startswith(prefix)]
+        hidden = not prefix.startswith(TEMPORARY_PREFIX)
+        # A listing says nothing of a content's hash.
+        yield from (replace(info, sha256=None) for info in found if not (hidden and _is_temporary(info.key)))
+
+    def copy(self, source: str, destination: str) -> None:
+        self._before("copy", check_object_key(source))
+        found = self._found(source)
+        moved = replace(found, info=replace(found.info, key=check_object_key(destination)))
+        with self._lock:
+            self._objects[destination] = moved
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._before("delete", check_object_key(key))
+            with self._lock:
+                self._objects.pop(key, None)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _found(self, key: str) -> _Stored:
+        with self._lock:
+            if key not in self._objects:
+                raise ObjectNotFoundError(self.name, key)
+            return self._objects[key]
+
+    def _stored(self, key: str, body: Body, options: PutOptions) -> _Stored:
+        data = body if isinstance(body, bytes) else body.read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        if options.sha256 not in (None, found):
+            raise CorruptObjectError(self.name, key, f"SHA-256 {options.sha256}", f"SHA-256 {found}")
+        now = datetime.now(timezone.utc)
+        return _Stored(
+            data=data, info=ObjectInfo(key=key, size_bytes=len(data), modified_at=now, etag=found, sha256=options.sha256)
+        )
+
+
+def _is_temporary(key: str) -> bool:
+    return key.startswith(TEMPORARY_PREFIX)
