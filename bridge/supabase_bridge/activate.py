@@ -10,9 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from supabase_bridge.channel_log import ChannelLog
-from supabase_bridge.documents import LIMIT_BYTES, Cause, CurrentRelease, FileRecord, Manifest, ModelMeta
+from supabase_bridge.documents import (
+    LIMIT_BYTES,
+    RELEASE_NOTES_LIMIT,
+    Cause,
+    CurrentRelease,
+    FileRecord,
+    Manifest,
+    ModelMeta,
+)
 from supabase_bridge.errors import ObjectNotFoundError, ReleaseDamagedError, ReleaseNotFoundError
-from supabase_bridge.layout import META_NAME, ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.layout import META_NAME, METRICS_NAME, ChannelKeys, ReleaseKeys, RunId
 from supabase_bridge.object_store import ObjectStore
 from supabase_bridge.object_store.digest import sha256_of
 from supabase_bridge.release_log import next_entry
@@ -52,13 +60,19 @@ def verify_release(store: ObjectStore, keys: ReleaseKeys) -> VerifiedRelease:
 
     Raises:
         ReleaseNotFoundError: there is no such release, or it is incomplete.
-        ReleaseDamagedError: a file is missing or differs from its record.
+        ReleaseDamagedError: a file is missing or differs from its record, or model_meta.json is another release's or
+            has no record of a file that a manifest names.
     """
     try:
         raw = store.read(keys.meta, limit_bytes=LIMIT_BYTES)
     except ObjectNotFoundError:
         raise ReleaseNotFoundError(keys.model_key, str(keys.run_id)) from None
     meta = ModelMeta.parse(raw)
+    if (meta.model_name, meta.run_id) != (keys.model_key, str(keys.run_id)):
+        raise ReleaseDamagedError(keys.meta, "it names another model or run_id than its key")
+    for name in (keys.onnx_name, METRICS_NAME):
+        if name not in meta.files:
+            raise ReleaseDamagedError(keys.file(name), "model_meta.json has no record of it")
     for name, record in meta.files.items():
         key = keys.file(name)
         try:
@@ -95,24 +109,35 @@ def activate(
     """
     log = ChannelLog(store, channel)
     found = log.look().head
-    entry = None if cause.event_id is None else log.find(cause, found)
+    entry = log.find(cause, found)
     switched = entry is not None
     if entry is None:
         keys = ReleaseKeys(model_key=channel.model_key, run_id=run_id)
         release = verify_release(store, keys)
         current = _current(keys, release, published_at)
-        notes = (release.meta.model_extra or {}).get("release_notes")
+        notes = _release_notes(release.meta)
 
         def build(head: Manifest | None) -> Manifest | None:
+            if log.find(cause, head) is not None:
+                return None
             return next_entry(head, channel, current=current, cause=cause, release_notes=notes)
 
         entry, switched = log.commit(found, build)
         if entry is not None and switched:
             log.publish(entry)
+        elif (own := log.find(cause, entry)) is not None:
+            # A second attempt at the same event, whose worker was thought dead, was faster.
+            entry, switched = own, True
     head = log.heal()
     if entry is None or head is None:
         raise ReleaseDamagedError(channel.history_prefix, "the log was emptied while it was written")
     return Switch(entry=entry, switched=switched, head=head)
+
+
+def _release_notes(meta: ModelMeta) -> str | None:
+    """The notes in model_meta.json, where a training job may have written anything."""
+    found = (meta.model_extra or {}).get("release_notes")
+    return found[:RELEASE_NOTES_LIMIT] if isinstance(found, str) else None
 
 
 def _current(keys: ReleaseKeys, release: VerifiedRelease, published_at: datetime) -> CurrentRelease:

@@ -18,7 +18,10 @@ def point_to(store: ObjectStore, keys: ChannelKeys, run_id: RunId, *, now: datet
     Raises:
         ReleaseNotFoundError, ReleaseDamagedError, StoreUnavailableError: see `activate`.
     """
-    return activate(store, keys, run_id, cause=Cause(by_hand=True), published_at=now.replace(microsecond=0))
+    # As exact as an event's own time: cut to the second, it would lie before a promotion of the same second, and that
+    # older promotion would undo it.
+    published_at = now.replace(microsecond=now.microsecond // 1000 * 1000)
+    return activate(store, keys, run_id, cause=Cause(by_hand=True), published_at=published_at)
 
 
 def release_before(store: ObjectStore, keys: ChannelKeys) -> RunId:

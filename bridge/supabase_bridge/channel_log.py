@@ -84,8 +84,8 @@ class ChannelLog:
         return entry
 
     def find(self, cause: Cause, head: Manifest | None) -> Manifest | None:
-        """The entry at or below `head` that an earlier attempt at this event committed, or None."""
-        entry = head
+        """The entry at or below `head` that another attempt at this event committed, or None; None too by hand."""
+        entry = None if cause.event_id is None else head
         while entry is not None and not commits(entry, cause):
             entry = None if precedes(entry, cause) else self._entry_or_none(entry.sequence - 1)
         return entry

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from supabase_bridge.documents import RELEASE_NOTES_LIMIT, FileRecord, Metrics, ModelMeta, Origin, format_time
@@ -108,7 +108,8 @@ def complete_metrics(
     if baseline is None or metrics.baseline_diff is not None or baseline.run_id == metrics.run_id:
         return metrics
     shared = sorted(metrics.metrics.keys() & baseline.metrics.keys())
-    difference = {name: round(metrics.metrics[name] - baseline.metrics[name], 12) for name in shared}
+    exact = {name: round(metrics.metrics[name] - baseline.metrics[name], 12) for name in shared}
+    difference = {name: number for name, number in exact.items() if math.isfinite(number)}
     return metrics.model_copy(update={"baseline_run_id": baseline.run_id, "baseline_diff": difference})
 
 
@@ -201,6 +202,6 @@ def _truth(text: str | None) -> bool | None:
 def _time(text: str) -> datetime | None:
     try:
         time = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))
-    except ValueError:
+        return time.astimezone(timezone.utc) if time.tzinfo else None
+    except (ValueError, OverflowError):
         return None
-    return time if time.tzinfo else None

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from supabase_bridge.errors import SettingsError
 from supabase_bridge.layout import check_channel
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,7 +57,7 @@ class Settings:
         supabase_url: The project's URL, without a trailing slash; None: the embedded object store is used.
         service_key: The project's service-role key.
         bucket: The bucket of the releases.
-        artifact_buckets: Further buckets that `supabase://` may read and write.
+        artifact_buckets: The buckets that MLflow may log artifacts to as `supabase://<bucket>/...`.
         database_url: MLflow's --backend-store-uri.
         artifacts_destination: Where MLflow's server keeps what clients log through it (mlflow-artifacts:/).
         tracking_uri: An MLflow server to read runs and files through, where the database alone does not do.
@@ -77,9 +78,9 @@ class Settings:
     service_key: Secret | None = None
     bucket: str = "models"
     artifact_buckets: tuple[str, ...] = ()
-    database_url: str = ""
+    database_url: str = field(default="", repr=False)  # It may hold a password.
     artifacts_destination: str = ""
-    tracking_uri: str | None = None
+    tracking_uri: str | None = field(default=None, repr=False)
     allowed_sources: tuple[str, ...] = ()
     stages: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({"Production": "latest", "Staging": "staging"})
@@ -125,18 +126,26 @@ class Settings:
         """MLflow's --registry-store-uri: the database through our plugin."""
         return f"supabase+{self.database_url}"
 
+    def bucket_of(self, workspace: str) -> str | None:
+        """The bucket of a workspace's releases; None for a workspace that has none of its own."""
+        return self.bucket if workspace == DEFAULT_WORKSPACE else self.workspaces.get(workspace)
+
+    @property
+    def release_buckets(self) -> frozenset[str]:
+        """The buckets that hold releases: `supabase://` reads them, and only the worker writes them."""
+        return frozenset({self.bucket, *self.workspaces.values()})
+
     @property
     def buckets(self) -> frozenset[str]:
-        """The buckets that may be read and written at all."""
-        return frozenset({self.bucket, *self.artifact_buckets, *self.workspaces.values()})
+        """The buckets that may be read at all."""
+        return self.release_buckets | frozenset(self.artifact_buckets)
 
 
 def _complete(settings: Settings) -> Settings:
     """Fill in what follows from the rest, and refuse contradictions."""
     home = settings.home
     if settings.supabase_url is not None:
-        parts = urlsplit(settings.supabase_url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query:
+        if not _names_a_host(settings.supabase_url):
             raise SettingsError("SUPABASE_URL", "expected https://<project>.supabase.co (http:// for a local one)")
         if settings.service_key is None:
             raise SettingsError("SUPABASE_SERVICE_ROLE_KEY", "missing, while SUPABASE_URL names a project to write to")
@@ -151,12 +160,24 @@ def _complete(settings: Settings) -> Settings:
     shared = [*settings.workspaces.values(), settings.bucket]
     if len(set(shared)) < len(shared):
         raise SettingsError("[workspaces]", "two workspaces share a bucket; each needs one of its own")
+    if mixed := settings.release_buckets.intersection(settings.artifact_buckets):
+        raise SettingsError("artifact_buckets", f"{min(mixed)!r} holds releases; artifacts need a bucket of their own")
     return replace(
         settings,
         supabase_url=settings.supabase_url.rstrip("/") if settings.supabase_url else None,
         database_url=settings.database_url or f"sqlite:///{home / 'mlflow.db'}",
         artifacts_destination=settings.artifacts_destination or str(home / "artifacts"),
     )
+
+
+def _names_a_host(url: str) -> bool:
+    """True for an http(s) URL without anything in it that could be a secret."""
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return named and parts.scheme in {"http", "https"} and not {"@", "?", "#"} & set(url)
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -171,6 +192,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     ):
         if text := environ.get(variable, "").strip():
             values[name] = text
+    if names := environ.get("SUPABASE_BRIDGE_ARTIFACT_BUCKETS", "").split():
+        values["artifact_buckets"] = tuple(names)
     if "supabase_url" not in values and (reference := environ.get("SUPABASE_PROJECT_REF", "").strip()):
         if not reference.isalnum():
             raise SettingsError("SUPABASE_PROJECT_REF", "expected the project's reference id, letters and digits only")
@@ -207,7 +230,7 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
             values.update({part: _text_table(path, f"channels.{part}", value[part]) for part in value})
         elif name == "workspaces":
             values[name] = _text_table(path, name, value)
-        elif name in _SECONDS and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        elif name in _SECONDS and _is_span(value):
             values[name] = timedelta(seconds=value)
         elif name in _TEXTS and isinstance(value, str) and value:
             values[name] = value
@@ -216,6 +239,10 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
         else:
             raise SettingsError(f"{path}: {name}", _complaint(name))
     return values
+
+
+def _is_span(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0.001 <= seconds <= 1e9
 
 
 def _text_table(path: Path, name: str, value: object) -> Mapping[str, str]:
@@ -231,5 +258,5 @@ def _complaint(name: str) -> str:
     if name not in known | {"channels"}:
         return f"no such setting; there are {', '.join(sorted(known | {'channels'}))}"
     if name in _SECONDS:
-        return "expected a number of seconds above zero"
+        return "expected a number of seconds, 0.001 at least and 1e9 at most"
     return "expected a list of texts" if name in _LISTS else "expected a text"

@@ -9,15 +9,18 @@ import json
 from datetime import datetime, timezone
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from supabase_bridge.errors import InvalidDocumentError
+from supabase_bridge.layout import SEQUENCE_LIMIT
 
 LIMIT_BYTES = 1_000_000
 """No document is larger; a larger one is refused unread."""
 RELEASE_NOTES_LIMIT = 1_000
 """Characters of a manifest's release notes; details belong in summary.md."""
+_NESTING_LIMIT = 64
+_NUMBER_LIMIT_BITS = 1_000
 
 
 def format_time(time: datetime) -> str:
@@ -37,13 +40,23 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _no_bool(value: object) -> object:
+def _countable(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("expected a number, found a truth value")  # noqa: TRY004 - pydantic takes ValueError only
+    if isinstance(value, int) and value.bit_length() > _NUMBER_LIMIT_BITS:
+        raise ValueError("a number this large cannot be calculated with")
     return value
 
 
-Number = Annotated[int | float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(timezone.utc)
+    except OverflowError:
+        raise ValueError("a time that UTC does not reach") from None
+
+
+Number = Annotated[int | float, BeforeValidator(_countable), Field(allow_inf_nan=False)]
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -83,20 +96,31 @@ class Document(BaseModel):
         return {**present, **_plain(self.model_extra or {})}
 
     def to_bytes(self) -> bytes:
-        """The document's bytes: equal values give equal bytes (UTF-8, two spaces of indentation, final line break)."""
-        return (json.dumps(self.to_object(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        """The document's bytes: equal values give equal bytes (UTF-8, two spaces of indentation, final line break).
+
+        Raises:
+            InvalidDocumentError: they are more than LIMIT_BYTES, and nobody could read them back.
+        """
+        data = (json.dumps(self.to_object(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        if len(data) > LIMIT_BYTES:
+            raise InvalidDocumentError(self.document_name, f"larger than {LIMIT_BYTES} bytes")
+        return data
 
 
 def parse_object(data: bytes, document_name: str) -> dict[str, Any]:
     """Read a JSON object of at most LIMIT_BYTES.
 
     Raises:
-        InvalidDocumentError: it is larger, no JSON, no object, or has NaN, infinity or a repeated key in it.
+        InvalidDocumentError: it is larger, no JSON, no object, nested too deeply, or has NaN, infinity, a repeated key
+            or half a surrogate pair in it.
     """
     if len(data) > LIMIT_BYTES:
         raise InvalidDocumentError(document_name, f"larger than {LIMIT_BYTES} bytes")
     try:
         value = json.loads(data.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        _refuse_deep_nesting(value)
+        # Python reads 1e999 as infinity and "\\ud800" as it stands, and could write neither.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise InvalidDocumentError(document_name, str(error)[:200] or "no JSON") from None
     if not isinstance(value, dict):
@@ -113,6 +137,16 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("a key is there twice")
     return value
+
+
+def _refuse_deep_nesting(value: object) -> None:
+    level = [value]
+    for _ in range(_NESTING_LIMIT):
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        level = [item for items in inner for item in items]
+        if not level:
+            return
+    raise ValueError(f"nested more than {_NESTING_LIMIT} deep")
 
 
 class FileRecord(Document):
@@ -146,7 +180,7 @@ class ModelMeta(Document):
     model_name: str
     format: str | None = None
     run_id: str
-    trained_at: AwareDatetime | None = None
+    trained_at: Time | None = None
     git_commit: str | None = None
     input_schema_version: int | None = None
     embedding_dim: int | None = None
@@ -168,7 +202,7 @@ class Metrics(Document):
     document_name = "metrics.json"
 
     run_id: str
-    evaluated_at: AwareDatetime | None = None
+    evaluated_at: Time | None = None
     metrics: dict[str, Number] = Field(default_factory=dict)
     validation_set: str | None = None
     notes: str | None = None
@@ -181,7 +215,7 @@ class ReleasePointer(Document):
     """A manifest's reference to one release; paths are relative to the bucket."""
 
     run_id: str
-    published_at: AwareDatetime | None = None
+    published_at: Time | None = None
     onnx_path: str
     meta_path: str | None = None
     metrics_path: str | None = None
@@ -191,7 +225,7 @@ class ReleasePointer(Document):
 class CurrentRelease(ReleasePointer):
     """A manifest's current release, with the record of every file."""
 
-    published_at: AwareDatetime
+    published_at: Time
     meta_path: str
     metrics_path: str
     files: dict[str, FileRecord] = Field(default_factory=dict)
@@ -222,5 +256,5 @@ class Manifest(Document):
     previous: list[ReleasePointer] = Field(default_factory=list)
     release_notes: str | None = None
     channel: str
-    sequence: Annotated[int, Field(ge=1)]
+    sequence: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
     cause: Cause | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML, which MLflow reads MLmodel with, has no annotations
 
 from supabase_bridge import onnx_file
 from supabase_bridge.documents import LIMIT_BYTES, parse_object
@@ -98,7 +99,7 @@ def _flavors(selection: Selection, directory: Path) -> Mapping[str, Any]:
         return {}
     try:
         return dict(Model.load(str(found.fetch(_own(directory, "mlmodel")))).flavors)
-    except (MlflowException, ValueError, TypeError, AttributeError) as error:
+    except (MlflowException, YAMLError, ValueError, TypeError, AttributeError) as error:
         raise InvalidDocumentError("MLmodel", str(error)[:300]) from error
 
 

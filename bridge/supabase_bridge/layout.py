@@ -20,8 +20,12 @@ HISTORY_NAME = "history"
 TEMPORARY_PREFIX = "_tmp/"
 """Uploads in flight lie under this prefix until they are moved into place; no model key begins with '_'."""
 
+SEQUENCE_LIMIT = 99_999_999
+"""The highest sequence of a log entry: what eight digits hold."""
+
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
-_RUN_ID = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}Z)(?:-(?P<suffix>[A-Za-z0-9._-]{1,64}))?")
+_SUFFIX_LIMIT = 64
+_RUN_ID = re.compile(rf"(?P<time>[0-9]{{8}}T[0-9]{{6}}Z)(?:-(?P<suffix>[A-Za-z0-9._-]{{1,{_SUFFIX_LIMIT}}}))?")
 _MODEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_!.*'()&$=;,+ -]*")
 _CHANNEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _KEY = re.compile(r"[A-Za-z0-9_/!.*'()&$@=;:+,? -]+")
@@ -58,14 +62,18 @@ class RunId:
         return cls(time=time.astimezone(timezone.utc).replace(microsecond=0))
 
     def unique(self, taken: Collection[RunId], *, version: int) -> RunId:
-        """This run_id, or, where another version of the model holds it, the same with `-v<version>` appended."""
+        """This run_id, or, where another version of the model holds it, the same with `-v<version>` appended.
+
+        A suffix that would become too long to be read back loses its end.
+        """
         if self not in taken:
             return self
-        suffix = f"v{version}" if self.suffix is None else f"{self.suffix}-v{version}"
-        return RunId(time=self.time, suffix=suffix)
+        own = f"v{version}" if self.suffix is None else f"-v{version}"
+        return RunId(time=self.time, suffix=(self.suffix or "")[: _SUFFIX_LIMIT - len(own)] + own)
 
     def __str__(self) -> str:
-        time = self.time.strftime(_TIME_FORMAT)
+        # glibc writes the year 999 with three digits.
+        time = self.time.strftime(_TIME_FORMAT).rjust(16, "0")
         return time if self.suffix is None else f"{time}-{self.suffix}"
 
 
@@ -125,8 +133,9 @@ class ChannelKeys:
 
     def sequence_of(self, key: str) -> int | None:
         """The sequence of a key below `history_prefix`, or None for a key that is no log entry."""
-        match = re.fullmatch(r"([0-9]{8,})\.json", key.removeprefix(self.history_prefix))
-        return int(match[1]) if match and key.startswith(self.history_prefix) else None
+        match = re.fullmatch(r"([0-9]{8})\.json", key.removeprefix(self.history_prefix))
+        sequence = int(match[1]) if match else 0
+        return sequence if sequence > 0 and key == self.history(sequence) else None
 
 
 def check_model_key(name: str) -> str:

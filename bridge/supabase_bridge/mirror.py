@@ -122,7 +122,7 @@ class Mirror:
         drafted = complete_metrics(draft.metrics, facts, run_id=keys.run_id, baseline=self._baseline(keys))
         notes = release_notes(drafted, facts)
         # The documents' own errors come before any byte is uploaded.
-        complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes)
+        complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes).to_bytes()
         files: dict[str, FileRecord] = {}
         if draft.state_dict is not None:
             files[keys.state_dict_name] = place_file(

@@ -18,7 +18,7 @@ from supabase_bridge.identity import model_key
 from supabase_bridge.layout import ChannelKeys
 from supabase_bridge.mirror import Mirror
 from supabase_bridge.object_store import ObjectStore, Progress
-from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, Event, EventKind, EventState
+from supabase_bridge.outbox.events import Event, EventKind, EventState
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.registry import RegisteredVersion, Registry
 from supabase_bridge.release_log import moved_by_hand
@@ -168,12 +168,20 @@ class Processor:
         """Nothing comes after a version that left: the pointer stays, and the version says so."""
         version = self._version(event)
         left = event.previous_stage or f"@{event.alias}"
-        if version is not None and version.tags.get(status_tags.STATUS_TAG) == status_tags.Status.ACTIVE.value:
+        if version is not None and self._is_current(version, triggers.channel):
             self._registry.set_tags(version, status_tags.left_without_successor(left, triggers.channel))
         facts = {"model": event.model, "channel": triggers.channel, "left": left}
         logger.warning("a channel has no successor and stays where it is", extra=facts)
         outcome = f"{triggers.channel} stays where it is: nothing else holds {left}"
         return Finished(state=EventState.DONE, outcome=outcome)
+
+    def _is_current(self, version: RegisteredVersion, channel: str) -> bool:
+        """Whether a channel points to a version's release; its tags do not know of a pointer moved by hand."""
+        if version.tags.get(status_tags.STATUS_TAG) != status_tags.Status.ACTIVE.value:
+            return False
+        keys = ChannelKeys(model_key=self._key(version), channel=channel)
+        head = ChannelLog(self._store(version.workspace), keys).look().head
+        return head is not None and head.current.model_version == version.version
 
     def _winner(self, event: Event, triggers: Triggers) -> Event | None:
         arrivals = self._outbox.arrivals(
@@ -211,9 +219,7 @@ class Processor:
         return model_key(self._registry, version.model, version.workspace)
 
     def _store(self, workspace: str) -> ObjectStore:
-        if workspace == DEFAULT_WORKSPACE:
-            return self._open_store(self._settings.bucket)
-        bucket = self._settings.workspaces.get(workspace)
+        bucket = self._settings.bucket_of(workspace)
         if bucket is None:
             raise WorkspaceNotMappedError(workspace)
         return self._open_store(bucket)

@@ -6,7 +6,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from supabase_bridge.config import Settings
@@ -36,7 +36,10 @@ class Stores:
         """
         if bucket not in self._open:
             store = open_store(self._settings, bucket)
-            store.ensure_bucket()
+            with ExitStack() as undo:
+                undo.callback(store.close)
+                store.ensure_bucket()
+                undo.pop_all()
             self._open[bucket] = store
         return self._open[bucket]
 

@@ -111,18 +111,19 @@ class Sources:
         """
         client = self._registry.client
         with mlflow_errors(f"find the files of {version.model} version {version.version}", version.workspace):
-            uri = client.get_model_version_download_uri(version.model, str(version.version))
+            model_uri = client.get_model_version_download_uri(version.model, str(version.version))
             run = client.get_run(version.run_id) if version.run_id else None
-            model_folder = self._folder(uri)
-            run_folder = self._folder(run.info.artifact_uri) if run is not None and run.info.artifact_uri else None
+            run_uri = None if run is None else run.info.artifact_uri
+            model_folder = self._folder(model_uri, version.workspace)
+            run_folder = self._folder(run_uri, version.workspace) if run_uri else None
         running = run is not None and run.info.status in {"RUNNING", "SCHEDULED"}
         facts = _facts(version, run)
         return VersionSource(model_folder=model_folder, run_folder=run_folder, facts=facts, running=running)
 
-    def _folder(self, uri: str) -> SourceFolder:
+    def _folder(self, uri: str, workspace: str) -> SourceFolder:
         located = self._locate(uri, hops=5)
         local_root = _local_path(located)
-        self._check_allowed(located, local_root)
+        self._check_allowed(located, local_root, workspace)
         repository = get_artifact_repository(located)
         return SourceFolder(located, repository, local_root)
 
@@ -146,9 +147,11 @@ class Sources:
             return _join(self._settings.artifacts_destination, path)
         return uri
 
-    def _check_allowed(self, uri: str, local_path: Path | None) -> None:
-        """Refuse what is outside the allowed roots; buckets are checked once more where they are opened."""
-        buckets = [f"supabase://{bucket}" for bucket in sorted(self._settings.buckets)]
+    def _check_allowed(self, uri: str, local_path: Path | None, workspace: str) -> None:
+        """Refuse what is outside the allowed roots; another workspace's bucket is."""
+        own = self._settings.bucket_of(workspace)
+        names = sorted({*self._settings.artifact_buckets, *([] if own is None else [own])})
+        buckets = [f"supabase://{bucket}" for bucket in names]
         allowed = (self._settings.artifacts_destination, *self._settings.allowed_sources, *buckets)
         if self._settings.tracking_uri is not None and urlsplit(uri).scheme == "mlflow-artifacts":
             return

@@ -76,7 +76,3 @@ def _fail(error: Exception, *, code: int) -> NoReturn:
     hint = "" if isinstance(error, BridgeError) else " (run again with -v before the command for the traceback)"
     click.echo(f"Error: {what}{error}{hint}", err=True)
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main(prog_name="supabase-bridge")

@@ -143,14 +143,15 @@ class Outbox:
     ) -> Sequence[Event]:
         """Each version's newest arrival in one of the stages or aliases, the newest first.
 
-        Events that a person discarded do not count: what they asked for was taken back.
+        Events that a person discarded do not count: what they asked for was taken back. Nor do those of a deleted model
+        that had the same name.
         """
         staged = (OUTBOX.c.kind == EventKind.STAGE_CHANGED.value) & OUTBOX.c.stage.in_(stages)
         aliased = (OUTBOX.c.kind == EventKind.ALIAS_SET.value) & OUTBOX.c.alias.in_(aliases)
         newest = (
             sa.select(sa.func.max(OUTBOX.c.id))
             .where(OUTBOX.c.workspace == workspace, OUTBOX.c.model == model, staged | aliased)
-            .where(OUTBOX.c.state != EventState.DISCARDED.value)
+            .where(OUTBOX.c.state != EventState.DISCARDED.value, ~OUTBOX.c.model_deleted)
             .group_by(OUTBOX.c.version, OUTBOX.c.stage, OUTBOX.c.alias)
         )
         with self._transaction() as connection:

@@ -32,6 +32,7 @@ OUTBOX = sa.Table(
     sa.Column("alias", _NAME),
     sa.Column("previous_version", sa.Integer),
     sa.Column("previous_model", _NAME),
+    sa.Column("model_deleted", sa.Boolean(create_constraint=False), nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("not_before_ms", sa.BigInteger, nullable=False),
@@ -92,6 +93,7 @@ def append(connection: Connection, event: NewEvent) -> None:
             alias=event.alias,
             previous_version=event.previous_version,
             previous_model=event.previous_model,
+            model_deleted=False,
             state=EventState.PENDING.value,
             attempts=0,
             not_before_ms=0,
@@ -103,3 +105,9 @@ def rename_model(connection: Connection, *, workspace: str, old: str, new: str) 
     """Let a renamed model keep its events, in the transaction `connection` is in."""
     named = (OUTBOX.c.workspace == workspace) & (OUTBOX.c.model == old)
     connection.execute(OUTBOX.update().where(named).values(model=new))
+
+
+def retire_model(connection: Connection, *, workspace: str, model: str) -> None:
+    """Mark a deleted model's events, so that they say nothing of a later model of the same name."""
+    named = (OUTBOX.c.workspace == workspace) & (OUTBOX.c.model == model)
+    connection.execute(OUTBOX.update().where(named).values(model_deleted=True))

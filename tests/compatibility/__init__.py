@@ -1,0 +1,1 @@
+"""Tests against MLflow as it is installed: its versions, its databases, its server."""

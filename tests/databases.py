@@ -1,0 +1,142 @@
+"""Private database servers for tests: started from the system's binaries, in a temporary directory, on a free port."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+_LIMIT_SECONDS = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatabaseServer:
+    """A running server. `admin_url` is for SQLAlchemy, of a user who may do everything."""
+
+    admin_url: str
+
+    def create(self) -> str:
+        """Create an empty database; its URL."""
+        name = f"test_{uuid.uuid4().hex[:12]}"
+        engine = sa.create_engine(self.admin_url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        engine.dispose()
+        return sa.make_url(self.admin_url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[DatabaseServer]:
+    """A PostgreSQL server of this test session; skips, or fails in CI, where PostgreSQL is not installed."""
+    newest_first = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -int(path.parent.name))
+    initdb = _binary("initdb", newest_first, install="postgresql")
+    with _private_directory() as home:
+        data = home / "data"
+        _run([initdb, "-D", data, "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"], home)
+        port = _free_port()
+        options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off -c synchronous_commit=off -c max_connections=60"
+        pg_ctl = initdb.with_name("pg_ctl")
+        _run([pg_ctl, "-D", data, "-l", home / "log", "-w", "-t", str(_LIMIT_SECONDS), "-o", options, "start"], home)
+        try:
+            yield DatabaseServer(admin_url=f"postgresql+psycopg://mlflow@127.0.0.1:{port}/postgres")
+        finally:
+            # pg_ctl stops the process whose id is in the data directory.
+            _run([pg_ctl, "-D", data, "-m", "immediate", "-w", "stop"], home)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[DatabaseServer]:
+    """A MariaDB server of this test session; skips, or fails in CI, where MariaDB is not installed."""
+    mariadbd = _binary("mariadbd", [Path("/usr/sbin")], install="mariadb-server")
+    installer = _binary("mariadb-install-db", [], install="mariadb-server")
+    admin = _binary("mariadb-admin", [], install="mariadb-client")
+    with _private_directory() as home:
+        data, user_sql, port = home / "data", home / "user.sql", _free_port()
+        _run([installer, "--no-defaults", f"--datadir={data}", "--skip-test-db"], home)
+        # One statement a line, or the server reads them as one.
+        user_sql.write_text("CREATE USER mlflow@'127.0.0.1';\nGRANT ALL ON *.* TO mlflow@'127.0.0.1';\n")
+        user_sql.chmod(0o644)
+        command = [
+            str(mariadbd),
+            "--no-defaults",
+            f"--datadir={data}",
+            f"--socket={home / 'socket'}",
+            f"--pid-file={home / 'pid'}",
+            f"--log-error={home / 'log'}",
+            f"--init-file={user_sql}",
+            f"--port={port}",
+            "--bind-address=127.0.0.1",
+            "--skip-name-resolve",
+            "--innodb-flush-log-at-trx-commit=0",
+            "--innodb-buffer-pool-size=32M",
+        ]
+        with subprocess.Popen(command, cwd=home, user=_unprivileged(), stderr=subprocess.DEVNULL) as process:
+            try:
+                address = ["--host=127.0.0.1", f"--port={port}", "--protocol=tcp", "--user=mlflow"]
+                _run([admin, "--no-defaults", *address, f"--wait={_LIMIT_SECONDS}", "ping"], home)
+                yield DatabaseServer(admin_url=f"mysql+pymysql://mlflow@127.0.0.1:{port}/mysql")
+            finally:
+                process.kill()
+
+
+def _binary(name: str, directories: Sequence[Path], *, install: str) -> Path:
+    for directory in directories:
+        if (directory / name).exists():
+            return directory / name
+    if found := shutil.which(name):
+        return Path(found).resolve()
+    message = f"no {name} here: `apt-get install {install}` (the tests start a private server of their own)"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def _unprivileged() -> str | None:
+    """Whom a server runs as: the servers refuse to run as root. None: whoever we are."""
+    if os.geteuid() != 0:
+        return None
+    known = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "mysql", "nobody") if name in known)
+
+
+@contextmanager
+def _private_directory() -> Iterator[Path]:
+    """A short path (a socket's may have 107 bytes) that belongs to whom the server runs as."""
+    directory = Path(tempfile.mkdtemp(prefix="db-"))
+    try:
+        if user := _unprivileged():
+            shutil.chown(directory, user)
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(command: Sequence[str | Path], home: Path) -> None:
+    """Run to the end; what it said is in the failure."""
+    # To a file: a server that it leaves behind would keep a pipe open.
+    output = home / "output"
+    with output.open("w") as file:
+        done = subprocess.run(
+            command, cwd=home, user=_unprivileged(), stdout=file, stderr=file, timeout=2 * _LIMIT_SECONDS, check=False
+        )
+    if done.returncode != 0:
+        logs = "\n".join(path.read_text() for path in (output, home / "log") if path.exists())
+        pytest.fail(f"{command[0]} ended with {done.returncode}:\n{logs}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
