@@ -24,9 +24,9 @@ _NUMBER_LIMIT_BITS = 1_000
 
 
 def format_time(time: datetime) -> str:
-    """RFC 3339 in UTC with a 'Z'; the fraction of a second only where there is one."""
-    text = time.astimezone(timezone.utc).isoformat(timespec="auto")
-    return text.removesuffix("+00:00") + "Z"
+    """RFC 3339 in UTC with a 'Z'; the fraction of a second only where there is one, in as few digits as say it."""
+    whole, point, fraction = time.astimezone(timezone.utc).replace(tzinfo=None).isoformat().partition(".")
+    return f"{whole}{point}{fraction.rstrip('0')}Z"
 
 
 def _plain(value: Any) -> Any:

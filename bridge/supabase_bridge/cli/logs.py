@@ -22,5 +22,6 @@ def configure_logging(*, verbose: bool) -> None:
     handler.setFormatter(_FactsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("supabase_bridge").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    # Alembic announces every migration of a new MLflow database.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # Both announce every migration of a new MLflow database.
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,367 @@
+"""The activate job on a directory: what is verified, what is committed, and what a crash leaves to the next one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supabase_bridge.activate import Switch, activate, verify_release
+from supabase_bridge.by_hand import point_to, release_before
+from supabase_bridge.channel_log import ChannelLog
+from supabase_bridge.documents import RELEASE_NOTES_LIMIT, Cause, FileRecord, Manifest, Metrics, ModelMeta, Origin
+from supabase_bridge.errors import (
+    BridgeError,
+    InvalidDocumentError,
+    InvalidObjectKeyError,
+    NothingToRollBackToError,
+    ReleaseDamagedError,
+    ReleaseNotFoundError,
+)
+from supabase_bridge.layout import META_NAME, METRICS_NAME, ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.object_store import ObjectStore, PutOptions
+from supabase_bridge.object_store.directory import DirectoryStore
+from tests.simulators.memory_store import MemoryStore
+
+LATEST = ChannelKeys(model_key="two_tower", channel="latest")
+NOON = datetime(2025, 11, 1, 12, tzinfo=timezone.utc)
+PLAIN = PutOptions()
+
+
+def event(number: int, registry: str = "ours") -> Cause:
+    return Cause(registry_id=registry, event_id=number)
+
+
+def run_id(number: int) -> RunId:
+    return RunId(time=datetime(2025, 10, 1, tzinfo=timezone.utc) + timedelta(days=number))
+
+
+def keys_of(number: int) -> ReleaseKeys:
+    return ReleaseKeys(model_key="two_tower", run_id=run_id(number))
+
+
+def lay_out(store: ObjectStore, number: int, **extra: Any) -> None:
+    """A complete small release of version `number`; `extra` goes into its model_meta.json."""
+    keys = keys_of(number)
+    contents = {
+        keys.onnx_name: f"onnx {number}".encode(),
+        METRICS_NAME: Metrics(run_id=str(keys.run_id), metrics={"auc": 0.9}).to_bytes(),
+    }
+    for name, data in contents.items():
+        store.create(keys.file(name), data, PLAIN)
+    meta = ModelMeta(
+        model_name="two_tower",
+        run_id=str(keys.run_id),
+        files={
+            name: FileRecord(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for name, data in contents.items()
+        },
+        mlflow=Origin(registered_model="two_tower", version=number),
+        **extra,
+    )
+    store.create(keys.meta, meta.to_bytes(), PLAIN)
+
+
+def switch_to(store: ObjectStore, number: int, cause: Cause) -> Switch:
+    return activate(store, LATEST, run_id(number), cause=cause, published_at=NOON)
+
+
+def published(store: ObjectStore) -> bytes:
+    return store.read(LATEST.manifest, limit_bytes=1_000_000)
+
+
+def named(store: ObjectStore) -> list[int | None]:
+    """The versions that the published manifest names: the current one, then the previous ones."""
+    manifest = Manifest.parse(published(store))
+    return [manifest.current.model_version, *(pointer.model_version for pointer in manifest.previous)]
+
+
+def entries(store: ObjectStore) -> list[Manifest]:
+    log = ChannelLog(store, LATEST)
+    sequences = [LATEST.sequence_of(info.key) for info in store.list(LATEST.history_prefix)]
+    return [log.entry(sequence) for sequence in sequences if sequence is not None]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    store = DirectoryStore(tmp_path / "models")
+    store.ensure_bucket()
+    for number in (1, 2, 3):
+        lay_out(store, number)
+    return store
+
+
+def test_three_promotions_leave_the_two_before_in_previous(store: DirectoryStore) -> None:
+    for number in (1, 2, 3):
+        switch = switch_to(store, number, event(number))
+        assert (switch.switched, switch.entry.sequence) == (True, number)
+    assert named(store) == [3, 2, 1]
+
+
+def test_a_rollback_keeps_the_release_rolled_back_from(store: DirectoryStore) -> None:
+    for position, number in enumerate((1, 2, 3, 2), start=1):
+        switch_to(store, number, event(position))
+    assert named(store) == [2, 3, 1]
+
+
+def test_the_manifest_is_the_newest_entry_byte_for_byte(store: DirectoryStore) -> None:
+    for number in (1, 2):
+        switch = switch_to(store, number, event(number))
+        assert published(store) == store.read(LATEST.history(number), limit_bytes=1_000_000)
+        assert published(store) == switch.head.to_bytes()
+
+
+def test_a_manifest_names_every_file_with_its_hash(store: DirectoryStore) -> None:
+    switch_to(store, 1, event(1))
+    current = Manifest.parse(published(store)).current
+    assert current.files.keys() == {keys_of(1).onnx_name, METRICS_NAME, META_NAME}
+    for name, record in current.files.items():
+        data = store.read(keys_of(1).file(name), limit_bytes=1_000_000)
+        assert (record.size_bytes, record.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+
+
+def test_a_release_that_is_current_already_is_not_switched_again(store: DirectoryStore) -> None:
+    switch_to(store, 1, event(1))
+    switch = switch_to(store, 1, event(2))
+    assert (switch.switched, switch.entry.sequence) == (False, 1)
+    assert len(entries(store)) == 1
+
+
+def test_a_retried_event_does_not_switch_twice(store: DirectoryStore) -> None:
+    first = switch_to(store, 1, event(1))
+    assert switch_to(store, 1, event(1)) == first
+    assert len(entries(store)) == 1
+
+
+def test_a_retried_event_does_not_undo_what_others_did_in_between(store: DirectoryStore) -> None:
+    first = switch_to(store, 1, event(1))
+    point_to(store, LATEST, run_id(3), now=NOON)
+    switch_to(store, 2, event(2))
+    switch_to(store, 3, event(1, registry="theirs"))
+    retried = switch_to(store, 1, event(1))
+    assert (retried.entry, retried.switched, retried.head.sequence) == (first.entry, True, 4)
+    assert named(store) == [3, 2, 1]
+
+
+def test_an_event_taken_over_from_a_worker_that_was_only_slow_is_in_the_log_once() -> None:
+    overtaken: list[Callable[[], object]] = []
+
+    def before(operation: str, key: str) -> None:
+        if operation == "create" and key.startswith(LATEST.history_prefix) and overtaken:
+            overtaken.pop()()
+
+    store = MemoryStore(before)
+    for number in (1, 2):
+        lay_out(store, number)
+
+    def by_other_workers() -> None:
+        switch_to(store, 1, event(1))
+        switch_to(store, 2, event(2))
+
+    overtaken.append(by_other_workers)
+    slow = switch_to(store, 1, event(1))
+    assert [entry.cause for entry in entries(store)] == [event(1), event(2)]
+    assert (slow.entry.sequence, slow.switched, slow.head.sequence) == (1, True, 2)
+    assert named(store) == [2, 1]
+
+
+def test_a_crash_after_the_log_entry_is_healed_by_the_next_activation(store: DirectoryStore) -> None:
+    first = switch_to(store, 1, event(1)).entry
+    crashed = first.model_copy(update={"sequence": 2, "cause": event(2)})
+    store.create(LATEST.history(2), crashed.to_bytes(), PLAIN)
+    assert published(store) == first.to_bytes()
+    again = switch_to(store, 1, event(2))
+    assert (again.entry, again.switched) == (crashed, True)
+    assert published(store) == crashed.to_bytes()
+
+
+def test_the_very_first_entry_is_healed_too(store: DirectoryStore) -> None:
+    entry = switch_to(store, 1, event(1)).entry
+    store.delete([LATEST.manifest])
+    assert switch_to(store, 1, event(1)).entry == entry
+    assert published(store) == entry.to_bytes()
+
+
+@pytest.mark.parametrize("edit", [b"", b"{}", b"not json", b"[" * 2_000, b" " * 1_000_001, b"\xff"])
+def test_a_damaged_manifest_is_healed(store: DirectoryStore, edit: bytes) -> None:
+    for number in (1, 2):
+        head = switch_to(store, number, event(number)).head
+    store.overwrite(LATEST.manifest, edit, PLAIN)
+    assert switch_to(store, 2, event(2)).head == head
+    assert published(store) == head.to_bytes()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"sequence": 1},
+        {"sequence": 7},
+        {"sequence": 99_999_999},
+        {"sequence": 10**300},
+        {"sequence": 0},
+        {"channel": "staging"},
+        {"previous": []},
+    ],
+)
+def test_a_manifest_edited_by_hand_is_not_believed(store: DirectoryStore, edit: dict[str, Any]) -> None:
+    for number in (1, 2):
+        switch_to(store, number, event(number))
+    value = json.loads(published(store))
+    store.overwrite(LATEST.manifest, json.dumps({**value, **edit}).encode(), PLAIN)
+    switch = switch_to(store, 3, event(3))
+    assert (switch.entry.sequence, switch.head) == (3, switch.entry)
+    assert named(store) == [3, 2, 1]
+
+
+def test_stray_objects_beside_the_log_are_passed_over(store: DirectoryStore) -> None:
+    switch_to(store, 1, event(1))
+    for name in ("notes.txt", "00000000.json", "000000009.json", "00000002.json.bak", "old/00000009.json"):
+        store.create(LATEST.history_prefix + name, b"stray", PLAIN)
+    store.delete([LATEST.manifest])
+    assert switch_to(store, 2, event(2)).entry.sequence == 2
+    assert named(store) == [2, 1]
+
+
+@pytest.mark.parametrize("edit", [{"sequence": 3}, {"channel": "staging"}, {"model_name": "other"}, {"current": 1}])
+def test_a_log_that_somebody_wrote_into_is_refused_rather_than_guessed_at(
+    store: DirectoryStore, edit: dict[str, Any]
+) -> None:
+    entry = switch_to(store, 1, event(1)).entry
+    foreign = {**entry.to_object(), "sequence": 2, **edit}
+    store.create(LATEST.history(2), json.dumps(foreign).encode(), PLAIN)
+    with pytest.raises(InvalidDocumentError):
+        switch_to(store, 2, event(2))
+    assert published(store) == entry.to_bytes()
+
+
+def damage_missing(store: ObjectStore, key: str) -> None:
+    store.delete([key])
+
+
+def damage_truncated(store: ObjectStore, key: str) -> None:
+    store.overwrite(key, store.read(key, limit_bytes=1_000)[:-1], PLAIN)
+
+
+def damage_altered(store: ObjectStore, key: str) -> None:
+    data = store.read(key, limit_bytes=1_000)
+    store.overwrite(key, data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], PLAIN)
+
+
+@pytest.mark.parametrize("name", [keys_of(2).onnx_name, METRICS_NAME])
+@pytest.mark.parametrize("damage", [damage_missing, damage_truncated, damage_altered])
+def test_a_release_with_a_damaged_file_is_refused_and_the_pointer_stays(
+    store: DirectoryStore, damage: Callable[[ObjectStore, str], None], name: str
+) -> None:
+    before = switch_to(store, 1, event(1)).entry
+    damage(store, keys_of(2).file(name))
+    with pytest.raises(ReleaseDamagedError) as refused:
+        switch_to(store, 2, event(2))
+    assert refused.value.key == keys_of(2).file(name)
+    assert published(store) == before.to_bytes()
+    assert entries(store) == [before]
+
+
+@pytest.mark.parametrize("number", [2, 9])
+def test_a_release_that_is_incomplete_or_not_there_is_refused(store: DirectoryStore, number: int) -> None:
+    store.delete([keys_of(2).meta])
+    with pytest.raises(ReleaseNotFoundError):
+        switch_to(store, number, event(1))
+    assert entries(store) == []
+
+
+@pytest.mark.parametrize(
+    ("edit", "error"),
+    [
+        ({"files": {}}, ReleaseDamagedError),
+        ({"run_id": str(run_id(1))}, ReleaseDamagedError),
+        ({"model_name": "other"}, ReleaseDamagedError),
+        ({"files": None}, InvalidDocumentError),
+    ],
+)
+def test_a_commit_record_that_does_not_vouch_for_the_release_is_refused(
+    store: DirectoryStore, edit: dict[str, Any], error: type[BridgeError]
+) -> None:
+    meta = ModelMeta.parse(store.read(keys_of(2).meta, limit_bytes=1_000_000)).to_object()
+    store.overwrite(keys_of(2).meta, json.dumps({**meta, **edit}).encode(), PLAIN)
+    with pytest.raises(error):
+        switch_to(store, 2, event(1))
+    assert entries(store) == []
+
+
+def test_a_recorded_file_outside_the_release_is_refused(store: DirectoryStore) -> None:
+    meta = ModelMeta.parse(store.read(keys_of(2).meta, limit_bytes=1_000_000)).to_object()
+    meta["files"]["../x"] = meta["files"][METRICS_NAME]
+    store.overwrite(keys_of(2).meta, json.dumps(meta).encode(), PLAIN)
+    with pytest.raises(InvalidObjectKeyError):
+        verify_release(store, keys_of(2))
+
+
+@pytest.mark.parametrize(
+    ("notes", "shown"),
+    [("price off", "price off"), ("x" * 5_000, "x" * RELEASE_NOTES_LIMIT), ({"en": "price off"}, None), (7, None)],
+)
+def test_a_manifest_has_the_notes_of_its_release_if_they_are_a_text(
+    store: DirectoryStore, notes: object, shown: str | None
+) -> None:
+    lay_out(store, 4, release_notes=notes)
+    assert switch_to(store, 4, event(1)).entry.release_notes == shown
+
+
+def test_a_hundred_activations_by_four_writers_at_once_lose_no_update(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "busy")
+    store.ensure_bucket()
+    for number in range(8):
+        lay_out(store, number)
+
+    def work(writer: int) -> list[Switch]:
+        # Nobody else activates these two, so each activation changes what is current.
+        return [switch_to(store, 2 * writer + number % 2, event(number, f"registry {writer}")) for number in range(25)]
+
+    with ThreadPoolExecutor(4) as pool:
+        switches = [switch for done in pool.map(work, range(4)) for switch in done]
+    log = entries(store)
+    assert [entry.sequence for entry in log] == list(range(1, 101))
+    assert sorted(switch.entry.sequence for switch in switches if switch.switched) == list(range(1, 101))
+    for before, after in zip(log, log[1:], strict=False):
+        assert after.previous[0].run_id == before.current.run_id
+    assert published(store) == log[-1].to_bytes()
+
+
+def test_a_pointer_moved_by_hand_says_so(store: DirectoryStore) -> None:
+    switch_to(store, 1, event(1))
+    switch = point_to(store, LATEST, run_id(2), now=NOON)
+    assert switch.entry.cause == Cause(by_hand=True)
+    assert named(store) == [2, 1]
+
+
+def test_two_moves_by_hand_to_different_releases_are_two_switches(store: DirectoryStore) -> None:
+    for number in (1, 2, 1):
+        assert point_to(store, LATEST, run_id(number), now=NOON).switched
+    assert named(store) == [1, 2]
+    assert not point_to(store, LATEST, run_id(1), now=NOON).switched
+
+
+def test_a_promotion_after_a_move_by_hand_takes_the_pointer_over(store: DirectoryStore) -> None:
+    point_to(store, LATEST, run_id(1), now=NOON)
+    assert switch_to(store, 1, event(1)).switched
+    assert [entry.cause for entry in entries(store)] == [Cause(by_hand=True), event(1)]
+
+
+def test_the_release_before_is_the_first_of_previous(store: DirectoryStore) -> None:
+    for number in (1, 2, 3):
+        switch_to(store, number, event(number))
+    assert release_before(store, LATEST) == run_id(2)
+
+
+def test_there_is_nothing_to_roll_back_to_before_the_second_release(store: DirectoryStore) -> None:
+    with pytest.raises(NothingToRollBackToError):
+        release_before(store, LATEST)
+    switch_to(store, 1, event(1))
+    with pytest.raises(NothingToRollBackToError):
+        release_before(store, LATEST)

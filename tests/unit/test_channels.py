@@ -1,0 +1,100 @@
+"""From the registry's changes to the channel they concern and the version that should be current there."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supabase_bridge.channels import Triggers, channel_triggers, winning_arrival
+from supabase_bridge.config import Settings
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, Event, EventKind
+
+LATEST = Triggers(channel="latest", stages=("Production",), aliases=("champion",))
+
+
+def event(kind: EventKind, *, number: int = 1, **facts: Any) -> Event:
+    created_at = datetime(2025, 11, 1, tzinfo=timezone.utc)
+    return Event(
+        id=number,
+        created_at=created_at,
+        kind=kind,
+        workspace=DEFAULT_WORKSPACE,
+        model="two_tower",
+        **{"version": number, **facts},
+    )
+
+
+def moved(previous_stage: str, stage: str) -> Event:
+    return event(EventKind.STAGE_CHANGED, previous_stage=previous_stage, stage=stage)
+
+
+def test_production_switches_latest_and_staging_switches_staging_by_default() -> None:
+    assert channel_triggers(Settings()) == (
+        Triggers(channel="latest", stages=("Production",), aliases=()),
+        Triggers(channel="staging", stages=("Staging",), aliases=()),
+    )
+
+
+def test_a_channel_has_every_stage_and_alias_that_is_mapped_to_it() -> None:
+    settings = Settings(
+        stages={"Production": "latest", "Staging": "latest"}, aliases={"champion": "latest", "blue": "canary"}
+    )
+    assert channel_triggers(settings) == (
+        Triggers(channel="latest", stages=("Production", "Staging"), aliases=("champion",)),
+        Triggers(channel="canary", stages=(), aliases=("blue",)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "aliases", "held"),
+    [
+        ("Production", frozenset[str](), True),
+        ("None", frozenset({"champion", "other"}), True),
+        ("Staging", frozenset({"other"}), False),
+        ("production", frozenset[str](), False),
+    ],
+)
+def test_a_version_holds_a_channel_by_its_stage_or_an_alias(stage: str, aliases: frozenset[str], held: bool) -> None:
+    assert LATEST.held_by(stage, aliases) is held
+
+
+@pytest.mark.parametrize(
+    ("change", "arrives", "leaves"),
+    [
+        (moved("None", "Production"), True, False),
+        (moved("Production", "Archived"), False, True),
+        (moved("Staging", "Archived"), False, False),
+        (event(EventKind.VERSION_CREATED, stage="None"), False, False),
+        (event(EventKind.VERSION_DELETED, previous_stage="Production"), False, True),
+        (event(EventKind.VERSION_DELETED, previous_stage="None"), False, False),
+        (event(EventKind.ALIAS_SET, alias="champion"), True, False),
+        (event(EventKind.ALIAS_SET, alias="champion", previous_version=3), True, True),
+        (event(EventKind.ALIAS_SET, alias="other", previous_version=3), False, False),
+        (event(EventKind.ALIAS_REMOVED, alias="champion"), False, True),
+        (event(EventKind.ALIAS_REMOVED, alias="other"), False, False),
+        (event(EventKind.MODEL_RENAMED, version=None, previous_model="tower"), False, False),
+        (event(EventKind.MODEL_DELETED, version=None), False, False),
+    ],
+    ids=lambda part: part.kind.value if isinstance(part, Event) else "",
+)
+def test_a_change_arrives_at_a_channel_or_leaves_it(change: Event, arrives: bool, leaves: bool) -> None:
+    assert (LATEST.arrives(change), LATEST.leaves(change)) == (arrives, leaves)
+
+
+def test_a_move_between_two_stages_of_one_channel_both_leaves_and_arrives() -> None:
+    both = Triggers(channel="latest", stages=("Production", "Staging"), aliases=())
+    change = moved("Staging", "Production")
+    assert both.arrives(change)
+    assert both.leaves(change)
+
+
+@given(st.lists(st.booleans(), max_size=8))
+def test_the_newest_arrival_whose_version_still_holds_wins(holds: list[bool]) -> None:
+    arrivals = [event(EventKind.STAGE_CHANGED, number=number) for number in range(len(holds), 0, -1)]
+    winner = winning_arrival(arrivals, lambda arrival: holds[arrival.id - 1])
+    holding = [number for number, still in enumerate(holds, start=1) if still]
+    assert (None if winner is None else winner.id) == max(holding, default=None)

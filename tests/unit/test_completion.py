@@ -1,0 +1,302 @@
+"""The documents of a release, completed from what its training run says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from supabase_bridge.completion import (
+    RUN_ID_TAG,
+    Dataset,
+    TrainingFacts,
+    complete_meta,
+    complete_metrics,
+    draft_summary,
+    metric_name,
+    release_notes,
+    trained_at,
+    wanted_run_id,
+)
+from supabase_bridge.documents import RELEASE_NOTES_LIMIT, FileRecord, Metrics, ModelMeta, Origin
+from supabase_bridge.errors import InvalidDocumentError, InvalidRunIdError
+from supabase_bridge.layout import ReleaseKeys, RunId
+
+ENDED_AT = datetime(2025, 10, 31, 9, 38, 31, tzinfo=timezone.utc)
+RUN_ID = RunId(time=ENDED_AT)
+FACTS = TrainingFacts(ended_at=ENDED_AT)
+ORIGIN = Origin(registered_model="two_tower", version=7)
+RECORD = FileRecord(size_bytes=1, sha256="ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb")
+BASELINE = Metrics(run_id="20251015T112233Z", metrics={"recall@20": 0.68, "auc": 0.913, "old": 1})
+
+
+def meta(given: Mapping[str, Any], facts: TrainingFacts = FACTS, notes: str | None = None) -> dict[str, Any]:
+    keys = ReleaseKeys(model_key="two_tower", run_id=RUN_ID)
+    completed = complete_meta(given, facts, keys=keys, origin=ORIGIN, files={"a.onnx": RECORD}, release_notes=notes)
+    assert ModelMeta.parse(completed.to_bytes()) == completed
+    return dict(json.loads(completed.to_bytes()))
+
+
+def metrics(given: Mapping[str, Any], facts: TrainingFacts = FACTS, baseline: Metrics | None = None) -> Metrics:
+    completed = complete_metrics(given, facts, run_id=RUN_ID, baseline=baseline)
+    assert Metrics.parse(completed.to_bytes()) == completed
+    return completed
+
+
+@pytest.mark.parametrize(
+    ("stored", "meant"),
+    [
+        ("recall_at_20", "recall@20"),
+        ("map_at_100", "map@100"),
+        ("val/recall_at_5", "val/recall@5"),
+        ("auc", "auc"),
+        ("looked_at_once", "looked_at_once"),
+        ("recall_at_20_mean", "recall_at_20_mean"),
+        ("recall@20", "recall@20"),
+    ],
+)
+def test_a_metric_gets_the_name_that_mlflow_cannot_store(stored: str, meant: str) -> None:
+    assert metric_name(stored) == meant
+
+
+@pytest.mark.parametrize("text", ["2025-10-30T01:02:03Z", "2025-10-30T10:02:03+09:00", " 2025-10-30T01:02:03+00:00 "])
+def test_the_jobs_own_document_says_when_the_model_was_trained(text: str) -> None:
+    facts = replace(FACTS, params={"trained_at": "2025-01-01T00:00:00Z"})
+    assert trained_at({"trained_at": text}, facts) == datetime(2025, 10, 30, 1, 2, 3, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    "useless", ["2025-10-30T01:02:03", "last night", "", 20251030, None, "0001-01-01T00:00:00+14:00"]
+)
+def test_a_time_that_says_nothing_certain_is_passed_over(useless: object) -> None:
+    facts = replace(FACTS, params={"trained_at": "2025-10-30T01:02:03Z"})
+    assert trained_at({"trained_at": useless}, facts) == datetime(2025, 10, 30, 1, 2, 3, tzinfo=timezone.utc)
+    assert trained_at({"trained_at": useless}, FACTS) == ENDED_AT
+
+
+@pytest.mark.parametrize(
+    ("tag", "param", "document", "chosen"),
+    [
+        ("20250101T000000Z-ci42", "20250202T000000Z", "20250303T000000Z", "20250101T000000Z-ci42"),
+        (None, "20250202T000000Z", "20250303T000000Z", "20250202T000000Z"),
+        (None, "of the job's own kind", "20250303T000000Z", "20250303T000000Z"),
+        (None, None, "latest", "20251031T093831Z"),
+        (None, None, None, "20251031T093831Z"),
+    ],
+)
+def test_a_run_id_comes_from_tag_then_param_then_document_then_time(
+    tag: str | None, param: str | None, document: str | None, chosen: str
+) -> None:
+    facts = replace(
+        FACTS, tags={} if tag is None else {RUN_ID_TAG: tag}, params={} if param is None else {"run_id": param}
+    )
+    assert str(wanted_run_id({} if document is None else {"run_id": document}, facts)) == chosen
+
+
+def test_a_run_id_asked_for_in_another_form_by_the_tag_is_refused() -> None:
+    with pytest.raises(InvalidRunIdError):
+        wanted_run_id({}, replace(FACTS, tags={RUN_ID_TAG: "build-42"}))
+
+
+def test_metrics_that_the_job_wrote_are_kept() -> None:
+    own = {
+        "evaluated_at": "2025-10-31T10:02:15Z",
+        "metrics": {"auc": 0.9},
+        "notes": "price feature off",
+        "validation_set": "val.parquet",
+        "threshold_passed": True,
+        "histogram": [1, None, 2],
+    }
+    facts = replace(
+        FACTS,
+        metrics={"auc": 0.1, "loss": 2.0},
+        params={"validation_set": "other.parquet"},
+        tags={"mlflow.note.content": "other"},
+    )
+    assert json.loads(metrics(own, facts).to_bytes()) == {**own, "run_id": "20251031T093831Z"}
+
+
+def test_metrics_that_the_job_did_not_write_come_from_its_run() -> None:
+    facts = replace(
+        FACTS,
+        metrics={"recall_at_20": 0.695, "auc": 0.913},
+        tags={"mlflow.note.content": "price feature off"},
+        datasets=(
+            Dataset(name="train", digest="1", source="train.csv", context="training"),
+            Dataset(name="val", digest="2", source="val.parquet", context="validation"),
+        ),
+    )
+    assert json.loads(metrics({}, facts).to_bytes()) == {
+        "run_id": "20251031T093831Z",
+        "evaluated_at": "2025-10-31T09:38:31Z",
+        "metrics": {"auc": 0.913, "recall@20": 0.695},
+        "validation_set": "val.parquet",
+        "notes": "price feature off",
+    }
+
+
+def test_a_metric_that_json_cannot_hold_is_left_out() -> None:
+    facts = replace(FACTS, metrics={"auc": 0.9, "loss": float("nan"), "perplexity": float("inf")})
+    assert metrics({}, facts).metrics == {"auc": 0.9}
+
+
+def test_the_release_gets_its_own_run_id_whatever_the_job_called_it() -> None:
+    assert metrics({"run_id": "latest"}).run_id == "20251031T093831Z"
+    assert meta({"run_id": "latest", "model_name": "tower"})["run_id"] == "20251031T093831Z"
+    assert meta({"run_id": "latest", "model_name": "tower"})["model_name"] == "two_tower"
+
+
+def test_metrics_are_compared_with_the_release_before_where_both_have_them() -> None:
+    completed = metrics({"metrics": {"recall@20": 0.695, "auc": 0.913, "new": 2}}, baseline=BASELINE)
+    assert completed.baseline_run_id == "20251015T112233Z"
+    assert completed.baseline_diff == {"auc": 0.0, "recall@20": 0.015}
+
+
+def test_a_comparison_that_the_job_made_is_kept() -> None:
+    completed = metrics({"metrics": {"auc": 0.9}, "baseline_diff": {"auc": 0.5}}, baseline=BASELINE)
+    assert completed.baseline_diff == {"auc": 0.5}
+    assert completed.baseline_run_id is None
+
+
+def test_a_release_is_not_compared_with_itself() -> None:
+    itself = BASELINE.model_copy(update={"run_id": "20251031T093831Z"})
+    assert metrics({"metrics": {"auc": 0.9}}, baseline=itself).baseline_diff is None
+
+
+def test_a_difference_too_large_to_be_written_is_left_out() -> None:
+    baseline = Metrics(run_id="20251015T112233Z", metrics={"loss": -1.5e308, "auc": 0.9})
+    assert metrics({"metrics": {"loss": 1.5e308, "auc": 0.9}}, baseline=baseline).baseline_diff == {"auc": 0.0}
+
+
+@pytest.mark.parametrize("broken", [{"metrics": None}, {"metrics": {"auc": "0.9"}, "notes": 1}, {"evaluated_at": "x"}])
+def test_metrics_of_the_job_that_break_the_schema_are_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(InvalidDocumentError, match=r"metrics\.json"):
+        metrics(broken)
+
+
+def test_a_model_meta_that_the_job_wrote_is_kept() -> None:
+    own = {
+        "format": "two_tower.feature_mlp",
+        "trained_at": "2025-10-30T01:02:03Z",
+        "git_commit": "abc",
+        "embedding_dim": 256,
+        "use_price_feature": False,
+        "data_snapshot": {"prep_run_id": "p", "source_csv": "own.csv", "rows": 9},
+        "release_notes": "own",
+        "optimizer": {"name": "adam", "schedule": None},
+    }
+    facts = replace(
+        FACTS,
+        params={"embedding_dim": "1", "use_price_feature": "true", "prep_run_id": "q", "source_csv": "other.csv"},
+        tags={"mlflow.source.git.commit": "def"},
+    )
+    kept = meta(own, facts, notes="other")
+    assert {name: kept[name] for name in own} == own
+
+
+def test_a_model_meta_that_the_job_did_not_write_comes_from_its_run() -> None:
+    facts = replace(
+        FACTS,
+        params={"format": "two_tower.feature_mlp", "embedding_dim": "256", "use_price_feature": "False", "lr": "0.1"},
+        tags={"mlflow.source.git.commit": "abc"},
+        datasets=(Dataset(name="reviews", digest="1", source="reviews.csv", context="training"),),
+    )
+    assert meta({}, facts, notes="better") == {
+        "model_name": "two_tower",
+        "format": "two_tower.feature_mlp",
+        "run_id": "20251031T093831Z",
+        "trained_at": "2025-10-31T09:38:31Z",
+        "git_commit": "abc",
+        "embedding_dim": 256,
+        "use_price_feature": False,
+        "data_snapshot": {
+            "source_csv": "reviews.csv",
+            "datasets": [{"name": "reviews", "digest": "1", "source": "reviews.csv"}],
+        },
+        "files": {"a.onnx": json.loads(RECORD.to_bytes())},
+        "mlflow": {"registered_model": "two_tower", "version": 7},
+        "release_notes": "better",
+    }
+
+
+def test_what_the_job_wrote_of_files_and_origin_is_not_believed() -> None:
+    lied = meta({"files": {"b.onnx": {"size_bytes": 1, "sha256": "0" * 64}}, "mlflow": {"version": 1}})
+    assert list(lied["files"]) == ["a.onnx"]
+    assert lied["mlflow"] == {"registered_model": "two_tower", "version": 7}
+
+
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("0", False), ("FALSE", False), ("perhaps", None)])
+def test_a_truth_value_is_read_as_mlflow_writes_it(text: str, value: bool | None) -> None:
+    assert meta({}, replace(FACTS, params={"use_price_feature": text})).get("use_price_feature") is value
+
+
+@pytest.mark.parametrize(
+    ("given", "params"),
+    [({"data_snapshot": "reviews.csv"}, {}), ({"embedding_dim": "wide"}, {}), ({}, {"embedding_dim": "wide"})],
+)
+def test_a_model_meta_that_breaks_the_schema_is_refused(given: dict[str, Any], params: dict[str, str]) -> None:
+    with pytest.raises(InvalidDocumentError, match=r"model_meta\.json"):
+        meta(given, replace(FACTS, params=params))
+
+
+def test_no_given_document_is_changed() -> None:
+    given: dict[str, Any] = {"data_snapshot": {"rows": 9}, "metrics": {"auc": 0.9}}
+    before = json.dumps(given)
+    facts = replace(FACTS, params={"source_csv": "a.csv", "embedding_dim": "1"})
+    meta(given, facts)
+    metrics(given, facts, BASELINE)
+    assert json.dumps(given) == before
+
+
+def test_release_notes_are_the_versions_description() -> None:
+    assert release_notes(BASELINE, replace(FACTS, description=" Price feature off. \n")) == "Price feature off."
+
+
+def test_release_notes_without_a_description_say_what_changed() -> None:
+    completed = metrics({"metrics": {"recall@20": 0.695, "auc": 0.913}}, baseline=BASELINE)
+    assert release_notes(completed, FACTS) == "auc 0.913 -> 0.913; recall@20 0.68 -> 0.695"
+
+
+def test_there_are_no_release_notes_where_there_is_nothing_to_say() -> None:
+    assert release_notes(metrics({}), FACTS) is None
+
+
+def test_release_notes_keep_to_their_limit() -> None:
+    assert len(release_notes(BASELINE, replace(FACTS, description="x" * 5_000)) or "") == RELEASE_NOTES_LIMIT
+
+
+def test_a_summary_lists_conditions_findings_and_what_they_are_compared_with() -> None:
+    facts = TrainingFacts(
+        ended_at=ENDED_AT + timedelta(hours=1),
+        params={"lr": "0.1", "epochs": "3"},
+        datasets=(Dataset(name="reviews", digest="1", source="reviews.csv"),),
+        description="Price feature off.",
+    )
+    completed = metrics({"metrics": {"recall@20": 0.695, "new": 2}, "notes": "stable"}, baseline=BASELINE)
+    assert draft_summary("two_tower", completed, facts) == (
+        "# two_tower 20251031T093831Z\n"
+        "\n"
+        "Price feature off.\n"
+        "\n"
+        "## Training conditions\n"
+        "\n"
+        "- epochs: 3\n"
+        "- lr: 0.1\n"
+        "- dataset reviews: reviews.csv (digest 1)\n"
+        "\n"
+        "## Findings\n"
+        "\n"
+        "- new: 2\n"
+        "- recall@20: 0.695 (was 0.68)\n"
+        "- stable\n"
+        "\n"
+        "Compared with release 20251015T112233Z.\n"
+    )
+
+
+def test_a_summary_of_a_training_that_recorded_nothing_says_so() -> None:
+    assert draft_summary("two_tower", metrics({}), FACTS).count("- none recorded\n") == 2

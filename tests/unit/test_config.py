@@ -1,0 +1,282 @@
+"""The settings: which source wins, what is refused, and that no secret shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supabase_bridge.config import FILE_NAME, Secret, Settings
+from supabase_bridge.errors import BridgeError, InvalidChannelError, SettingsError
+
+KEY = "service-role-key-nobody-may-see"
+PROJECT = {"SUPABASE_URL": "https://abc.supabase.co", "SUPABASE_SERVICE_ROLE_KEY": KEY}
+
+
+def load(home: Path, environ: Mapping[str, str] | None = None, *, toml: str = "", **arguments: Any) -> Settings:
+    home.mkdir(exist_ok=True)
+    (home / FILE_NAME).write_text(toml)
+    return Settings.load(home=home, environ=environ or {}, **arguments)
+
+
+def refused(home: Path, environ: Mapping[str, str] | None = None, *, toml: str = "") -> SettingsError:
+    with pytest.raises(SettingsError) as caught:
+        load(home, environ, toml=toml)
+    assert KEY not in str(caught.value) + repr(caught.value)
+    return caught.value
+
+
+def test_without_any_setting_everything_stays_in_the_home_directory(tmp_path: Path) -> None:
+    settings = Settings.load(home=tmp_path, environ={})
+    assert settings.embedded
+    assert settings.database_url == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert settings.registry_uri == f"supabase+sqlite:///{tmp_path / 'mlflow.db'}"
+    assert settings.artifacts_destination == str(tmp_path / "artifacts")
+    assert settings.stages == {"Production": "latest", "Staging": "staging"}
+    assert settings.buckets == {"models"}
+
+
+SOURCES = {
+    "bucket": ("SUPABASE_BRIDGE_BUCKET", ("b-argument", "b-environment", "b-file"), "models"),
+    "database_url": (
+        "SUPABASE_BRIDGE_DATABASE_URL",
+        ("sqlite:///argument", "sqlite:///environment", "sqlite:///file"),
+        "sqlite:///{home}/mlflow.db",
+    ),
+    "artifacts_destination": (
+        "SUPABASE_BRIDGE_ARTIFACTS_DESTINATION",
+        ("/argument", "/environment", "/file"),
+        "{home}/artifacts",
+    ),
+    "tracking_uri": ("SUPABASE_BRIDGE_TRACKING_URI", ("http://argument", "http://environment", "http://file"), None),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_argument_beats_environment_beats_file_beats_default(name: str, tmp_path: Path) -> None:
+    variable, (argument, environment, file), default = SOURCES[name]
+    toml = f'{name} = "{file}"'
+    found = [
+        load(tmp_path, {variable: environment}, toml=toml, **{name: argument}),
+        load(tmp_path, {variable: environment}, toml=toml, **{name: None}),
+        load(tmp_path, {variable: " "}, toml=toml),
+        load(tmp_path, {}),
+    ]
+    expected = default and default.format(home=tmp_path)
+    assert [getattr(settings, name) for settings in found] == [argument, environment, file, expected]
+
+
+def test_the_home_directory_comes_from_argument_then_environment_then_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {"SUPABASE_BRIDGE_HOME": str(tmp_path / "environment")}
+    assert Settings.load(home=Path("argument"), environ=environ).home == tmp_path / "argument"
+    assert Settings.load(environ=environ).home == tmp_path / "environment"
+    assert Settings.load(environ={}).home == tmp_path / "mlruns"
+
+
+def test_the_processs_own_environment_is_read_where_none_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUPABASE_BRIDGE_BUCKET", "of-the-process")
+    assert Settings.load(home=tmp_path).bucket == "of-the-process"
+
+
+def test_a_file_named_by_the_environment_is_read_instead_of_the_homes(tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text('bucket = "other"')
+    environ = {"SUPABASE_BRIDGE_CONFIG": str(other)}
+    assert load(tmp_path, environ, toml='bucket = "home"').bucket == "other"
+
+
+def test_a_file_named_by_the_environment_must_be_there(tmp_path: Path) -> None:
+    error = refused(tmp_path, {"SUPABASE_BRIDGE_CONFIG": str(tmp_path / "absent.toml")})
+    assert error.setting == "SUPABASE_BRIDGE_CONFIG"
+
+
+def test_a_project_reference_gives_the_url(tmp_path: Path) -> None:
+    settings = load(tmp_path, {"SUPABASE_PROJECT_REF": "abcdef", "SUPABASE_SERVICE_ROLE_KEY": KEY})
+    assert settings.supabase_url == "https://abcdef.supabase.co"
+    assert not settings.embedded
+
+
+def test_a_url_beats_a_project_reference(tmp_path: Path) -> None:
+    settings = load(tmp_path, {**PROJECT, "SUPABASE_PROJECT_REF": "other"})
+    assert settings.supabase_url == "https://abc.supabase.co"
+
+
+def test_a_project_reference_in_the_environment_beats_a_url_in_the_file(tmp_path: Path) -> None:
+    environ = {"SUPABASE_PROJECT_REF": "abcdef", "SUPABASE_SERVICE_ROLE_KEY": KEY}
+    assert load(tmp_path, environ, toml='supabase_url = "https://file"').supabase_url == "https://abcdef.supabase.co"
+
+
+@pytest.mark.parametrize("reference", ["evil.example/", "a@evil", "a-b", "abc.evil.example#"])
+def test_a_project_reference_that_could_lead_elsewhere_is_refused(reference: str, tmp_path: Path) -> None:
+    error = refused(tmp_path, {"SUPABASE_PROJECT_REF": reference, "SUPABASE_SERVICE_ROLE_KEY": KEY})
+    assert error.setting == "SUPABASE_PROJECT_REF"
+
+
+def test_a_url_loses_its_trailing_slash(tmp_path: Path) -> None:
+    assert load(tmp_path, {**PROJECT, "SUPABASE_URL": "http://localhost:54321/"}).supabase_url == (
+        "http://localhost:54321"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "abc.supabase.co",
+        "ftp://abc.supabase.co",
+        "https://",
+        "https:///path",
+        "https://[abc",
+        "https://abc:port",
+        f"https://user:{KEY}@abc.supabase.co",
+        f"https://:{KEY}@abc.supabase.co",
+        f"https://abc.supabase.co?apikey={KEY}",
+        f"https://abc.supabase.co#{KEY}",
+    ],
+)
+def test_a_url_that_names_no_plain_host_is_refused(url: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, {**PROJECT, "SUPABASE_URL": url}).setting == "SUPABASE_URL"
+
+
+def test_a_url_without_a_key_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, {"SUPABASE_URL": "https://abc.supabase.co"}).setting == "SUPABASE_SERVICE_ROLE_KEY"
+
+
+def test_a_key_without_a_url_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, {"SUPABASE_SERVICE_ROLE_KEY": KEY}).setting == "SUPABASE_URL"
+
+
+def test_a_secret_shows_only_where_it_is_asked_for() -> None:
+    secret = Secret(KEY)
+    shown = [repr(secret), str(secret), f"{secret}", f"{secret!r:>40}", "%s" % secret, repr([secret])]  # noqa: UP031
+    assert not any(KEY in text for text in shown)
+    assert secret.reveal() == KEY
+    assert secret == Secret(KEY)
+    assert secret != Secret("other")
+    assert len({secret, Secret(KEY)}) == 1
+
+
+def test_settings_show_no_secret_in_whatever_form_they_are_shown(tmp_path: Path) -> None:
+    password = "database-password-nobody-may-see"
+    settings = load(
+        tmp_path,
+        PROJECT,
+        database_url=f"postgresql://mlflow:{password}@db/mlflow",
+        tracking_uri=f"https://user:{password}@mlflow",
+    )
+    as_dict = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    shown = [repr(settings), str(settings), f"{settings}", repr(replace(settings, bucket="b"))]
+    assert not any(secret in text for secret in (KEY, password) for text in shown)
+    assert KEY not in repr(as_dict) + json.dumps(as_dict, default=str)
+    assert settings.service_key is not None
+    assert settings.service_key.reveal() == KEY
+
+
+def test_settings_as_a_dictionary_show_no_key(tmp_path: Path) -> None:
+    plain = replace(load(tmp_path, PROJECT), stages={}, aliases={}, workspaces={})
+    assert KEY not in repr(asdict(plain))
+
+
+@pytest.mark.parametrize("toml", ['colour = "red"', "[channel]", '[channels.stage]\nProduction = "latest"', "home = 1"])
+def test_an_unknown_setting_in_the_file_is_refused(toml: str, tmp_path: Path) -> None:
+    error = refused(tmp_path, toml=toml)
+    assert FILE_NAME in error.setting
+
+
+def test_an_unknown_setting_is_answered_with_those_there_are(tmp_path: Path) -> None:
+    problem = refused(tmp_path, toml='colour = "red"').problem
+    assert "bucket" in problem
+    assert "channels" in problem
+    assert "service_key" not in problem
+
+
+def test_a_secret_in_the_file_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    error = refused(tmp_path, toml=f'service_key = "{KEY}"')
+    assert "SUPABASE_SERVICE_ROLE_KEY" in str(error)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        "bucket = 1",
+        'bucket = ""',
+        'artifact_buckets = "a"',
+        "allowed_sources = [1]",
+        "workspaces = 1",
+        "[workspaces]\na = 1",
+        'channels = "latest"',
+        "[channels.stages]\nProduction = 1",
+        '[channels.stages]\nProduction = ""',
+        "bucket = ",
+        "\x00",
+    ],
+)
+def test_a_setting_of_another_kind_is_refused(toml: str, tmp_path: Path) -> None:
+    refused(tmp_path, toml=toml)
+
+
+def test_seconds_in_the_file_become_spans_of_time(tmp_path: Path) -> None:
+    names = ("poll_interval", "lease", "retry_cap", "give_up_after", "run_grace", "request_timeout")
+    settings = load(tmp_path, toml="\n".join(f"{name} = {number + 0.5}" for number, name in enumerate(names)))
+    assert [getattr(settings, name) for name in names] == [timedelta(seconds=n + 0.5) for n in range(len(names))]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "true", '"60"', "nan", "inf", "1e300", "1e-9"])
+def test_a_span_that_nobody_can_wait_for_is_refused(seconds: str, tmp_path: Path) -> None:
+    assert "seconds" in refused(tmp_path, toml=f"lease = {seconds}").problem
+
+
+def test_channels_workspaces_and_lists_are_read_from_the_file(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        toml="""
+            artifact_buckets = ["artifacts"]
+            allowed_sources = ["/data"]
+            [channels.stages]
+            Production = "production"
+            [channels.aliases]
+            champion = "latest"
+            [workspaces]
+            research = "research-models"
+        """,
+    )
+    assert settings.stages == {"Production": "production"}
+    assert settings.aliases == {"champion": "latest"}
+    assert settings.allowed_sources == ("/data",)
+    assert settings.buckets == {"models", "artifacts", "research-models"}
+
+
+def test_the_mappings_of_settings_do_not_change(tmp_path: Path) -> None:
+    for mapping in (Settings().stages, load(tmp_path, toml='[workspaces]\na = "b"').workspaces):
+        with pytest.raises(TypeError):
+            mapping["x"] = "y"  # type: ignore[index]  # what the test is about
+
+
+def test_a_stage_that_mlflow_does_not_have_is_refused(tmp_path: Path) -> None:
+    problem = refused(tmp_path, toml='[channels.stages]\nproduction = "latest"').problem
+    assert "Production" in problem
+
+
+@pytest.mark.parametrize("table", ['[channels.stages]\nProduction = "La/test"', '[channels.aliases]\nchampion = "1"'])
+def test_a_channel_with_an_impossible_name_is_refused(table: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidChannelError):
+        load(tmp_path, toml=table)
+
+
+@pytest.mark.parametrize("toml", ['[workspaces]\na = "shared"\nb = "shared"', '[workspaces]\na = "models"'])
+def test_two_workspaces_never_share_a_bucket(toml: str, tmp_path: Path) -> None:
+    assert refused(tmp_path, toml=toml).setting == "[workspaces]"
+
+
+def test_every_refusal_is_an_error_of_the_bridge_that_no_retry_mends() -> None:
+    assert issubclass(SettingsError, BridgeError)
+    assert not SettingsError.retryable

@@ -1,0 +1,149 @@
+"""What the next entry of a channel's release log is."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supabase_bridge.documents import Cause, CurrentRelease, FileRecord, Manifest
+from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.release_log import PREVIOUS_KEPT, commits, moved_by_hand, next_entry, precedes
+
+LATEST = ChannelKeys(model_key="two_tower", channel="latest")
+NOON = datetime(2025, 11, 1, 12, tzinfo=timezone.utc)
+RECORD = FileRecord(size_bytes=1, sha256="ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb")
+BY_HAND = Cause(by_hand=True)
+
+
+def event(number: int, registry: str = "ours") -> Cause:
+    return Cause(registry_id=registry, event_id=number)
+
+
+def release(number: int) -> CurrentRelease:
+    keys = ReleaseKeys(model_key="two_tower", run_id=RunId(time=NOON + timedelta(days=number)))
+    return CurrentRelease(
+        run_id=str(keys.run_id),
+        published_at=NOON + timedelta(days=number, hours=1),
+        onnx_path=keys.onnx,
+        meta_path=keys.meta,
+        metrics_path=keys.metrics,
+        model_version=number,
+        files={keys.onnx_name: RECORD},
+    )
+
+
+def entry_after(head: Manifest | None, number: int, cause: Cause) -> Manifest:
+    entry = next_entry(head, LATEST, current=release(number), cause=cause, release_notes=f"release {number}")
+    assert entry is not None
+    return entry
+
+
+def log_of(*numbers: int) -> Manifest:
+    """The head of a log of promotions of these releases."""
+    head = None
+    for position, number in enumerate(numbers, start=1):
+        head = entry_after(head, number, event(position))
+    assert head is not None
+    return head
+
+
+def previous(entry: Manifest) -> list[int | None]:
+    return [pointer.model_version for pointer in entry.previous]
+
+
+def test_the_first_entry_has_nothing_before_it() -> None:
+    entry = log_of(1)
+    assert (entry.sequence, previous(entry)) == (1, [])
+    assert (entry.model_name, entry.channel) == ("two_tower", "latest")
+    assert entry.release_notes == "release 1"
+
+
+def test_the_release_that_was_current_comes_first_in_previous() -> None:
+    entry = log_of(1, 2, 3)
+    assert (entry.sequence, entry.current, previous(entry)) == (3, release(3), [2, 1])
+
+
+def test_no_more_than_two_previous_releases_are_kept() -> None:
+    assert previous(log_of(1, 2, 3, 4)) == [3, 2]
+
+
+def test_a_rollback_keeps_the_release_rolled_back_from() -> None:
+    assert previous(log_of(1, 2, 1)) == [2]
+    assert previous(log_of(1, 2, 3, 2)) == [3, 1]
+    assert previous(log_of(1, 2, 3, 1)) == [3, 2]
+
+
+def test_a_previous_release_is_named_with_all_but_its_files() -> None:
+    pointer = log_of(1, 2).previous[0]
+    assert pointer.to_object() == {name: value for name, value in release(1).to_object().items() if name != "files"}
+
+
+def test_an_unknown_field_of_a_release_stays_with_it_in_previous() -> None:
+    head = Manifest.parse(log_of(1).to_bytes().replace(b'"model_version": 1', b'"model_version": 1, "signature": null'))
+    assert entry_after(head, 2, event(2)).previous[0].to_object()["signature"] is None
+
+
+def test_a_release_that_is_current_already_makes_no_entry() -> None:
+    assert next_entry(log_of(1), LATEST, current=release(1), cause=event(9), release_notes=None) is None
+
+
+def test_a_release_moved_to_by_hand_and_then_promoted_is_the_registrys_again() -> None:
+    by_hand = entry_after(log_of(1), 2, BY_HAND)
+    promoted = entry_after(by_hand, 2, event(9))
+    assert moved_by_hand(by_hand)
+    assert not moved_by_hand(promoted)
+    assert (promoted.sequence, previous(promoted)) == (3, [1])
+
+
+def test_a_promoted_release_can_be_held_by_hand_once() -> None:
+    held = entry_after(log_of(1), 1, BY_HAND)
+    assert moved_by_hand(held)
+    assert next_entry(held, LATEST, current=release(1), cause=BY_HAND, release_notes=None) is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=12))
+def test_previous_never_repeats_a_release_and_always_names_the_one_before(moves: list[tuple[int, bool]]) -> None:
+    head: Manifest | None = None
+    for position, (number, by_hand) in enumerate(moves, start=1):
+        cause = BY_HAND if by_hand else event(position)
+        entry = next_entry(head, LATEST, current=release(number), cause=cause, release_notes=None)
+        if entry is None:
+            continue
+        named = [entry.current.model_version, *previous(entry)]
+        assert len(set(named)) == len(named) <= 1 + PREVIOUS_KEPT
+        assert entry.sequence == (1 if head is None else head.sequence + 1)
+        if head is not None and head.current.run_id != entry.current.run_id:
+            assert previous(entry)[0] == head.current.model_version
+        assert Manifest.parse(entry.to_bytes()) == entry
+        head = entry
+
+
+def test_an_entry_is_recognised_by_the_event_that_asked_for_it() -> None:
+    entry = entry_after(None, 1, event(5))
+    assert commits(entry, event(5))
+    assert not commits(entry, event(6))
+    assert not commits(entry, event(5, registry="theirs"))
+
+
+def test_two_entries_by_hand_are_never_taken_for_each_other() -> None:
+    entry = entry_after(None, 1, BY_HAND)
+    assert not commits(entry, BY_HAND)
+    assert not precedes(entry, BY_HAND)
+
+
+def test_only_an_earlier_event_of_the_same_registry_precedes() -> None:
+    entry = entry_after(None, 1, event(5))
+    assert precedes(entry, event(6))
+    assert not precedes(entry, event(5))
+    assert not precedes(entry, event(4))
+    assert not precedes(entry, event(6, registry="theirs"))
+    assert not precedes(entry_after(None, 1, BY_HAND), event(6))
+
+
+def test_an_entry_without_a_cause_is_nobodys_switch() -> None:
+    entry = entry_after(None, 1, event(5)).model_copy(update={"cause": None})
+    assert not moved_by_hand(entry)
+    assert not commits(entry, event(5))
+    assert not precedes(entry, event(6))

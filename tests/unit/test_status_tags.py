@@ -1,0 +1,102 @@
+"""The tags by which a version shows in MLflow's UI what became of it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+
+from supabase_bridge import status_tags
+from supabase_bridge.documents import CurrentRelease, Manifest
+from supabase_bridge.status_tags import Status, Tags
+
+
+def entry(channel: str = "latest", run_id: str = "20251031T093831Z") -> Manifest:
+    current = CurrentRelease(
+        run_id=run_id,
+        published_at=datetime(2025, 11, 1, 2, 40, 10, tzinfo=timezone.utc),
+        onnx_path=f"two_tower/{run_id}/two_tower_{run_id}.onnx",
+        meta_path=f"two_tower/{run_id}/model_meta.json",
+        metrics_path=f"two_tower/{run_id}/metrics.json",
+    )
+    return Manifest(model_name="two_tower", channel=channel, sequence=1, current=current)
+
+
+def after(tags: dict[str, str], change: Tags) -> dict[str, str]:
+    """The tags once a change is written to them."""
+    return {name: value for name, value in {**tags, **change}.items() if value is not None}
+
+
+ACTIVE = after({}, status_tags.activated(entry()))
+
+
+def test_a_mirrored_version_says_so_and_forgets_its_error() -> None:
+    failed = after({}, status_tags.failed({}, "no space", retrying=True))
+    assert after(failed, status_tags.mirrored(failed)) == {"supabase.status": "mirrored"}
+
+
+@pytest.mark.parametrize("status", [Status.ACTIVE, Status.SUPERSEDED])
+def test_a_version_that_is_or_was_current_stays_so_when_it_is_mirrored_again(status: Status) -> None:
+    assert status_tags.mirrored({"supabase.status": status.value})["supabase.status"] == status.value
+
+
+def test_a_current_version_says_in_which_channel_and_since_when() -> None:
+    assert ACTIVE == {
+        "supabase.status": "active",
+        "supabase.channel.latest": "current since 2025-11-01T02:40:10Z",
+    }
+
+
+def test_an_activation_forgets_the_error_and_the_note() -> None:
+    tags = {"supabase.error": "no space", "supabase.note": "left Production"}
+    assert after(tags, status_tags.activated(entry())) == ACTIVE
+
+
+def test_a_superseded_version_says_by_which_release() -> None:
+    newer = entry(run_id="20251105T000000Z")
+    assert after(ACTIVE, status_tags.superseded(ACTIVE, newer)) == {
+        "supabase.status": "superseded",
+        "supabase.channel.latest": "superseded by 20251105T000000Z",
+    }
+
+
+def test_a_version_superseded_in_one_channel_stays_active_in_another() -> None:
+    both = after(ACTIVE, status_tags.activated(entry("staging")))
+    tags = after(both, status_tags.superseded(both, entry("staging", "20251105T000000Z")))
+    assert tags["supabase.status"] == "active"
+    last = after(tags, status_tags.superseded(tags, entry("latest", "20251105T000000Z")))
+    assert last["supabase.status"] == "superseded"
+
+
+@pytest.mark.parametrize(("retrying", "status"), [(True, "retrying"), (False, "failed")])
+def test_a_failure_says_why_and_whether_it_is_tried_again(retrying: bool, status: str) -> None:
+    assert status_tags.failed({"supabase.status": "mirrored"}, "no space", retrying=retrying) == {
+        "supabase.status": status,
+        "supabase.error": "no space",
+    }
+
+
+@pytest.mark.parametrize("retrying", [True, False])
+def test_a_current_version_stays_active_through_a_failure(retrying: bool) -> None:
+    tags = after(ACTIVE, status_tags.failed(ACTIVE, "no space", retrying=retrying))
+    assert tags == {**ACTIVE, "supabase.error": "no space"}
+
+
+def test_a_version_that_left_without_a_successor_keeps_its_status() -> None:
+    tags = after(ACTIVE, status_tags.left_without_successor("Production", "latest"))
+    assert tags == {
+        **ACTIVE,
+        "supabase.note": "left Production with no successor; latest still points to this release",
+    }
+
+
+def test_a_change_touches_no_tag_of_anybody_else() -> None:
+    own = {"team": "ranking", "supabase.run_id": "20251031T093831Z", "supabase.key": "two_tower"}
+    for change in (
+        status_tags.mirrored(own),
+        status_tags.activated(entry()),
+        status_tags.superseded(own, entry()),
+        status_tags.failed(own, "no space", retrying=True),
+        status_tags.left_without_successor("Production", "latest"),
+    ):
+        assert not change.keys() & own.keys()
