@@ -34,6 +34,7 @@ class VerifiedRelease:
         files: The record of every file, model_meta.json itself among them.
     """
 
+    keys: ReleaseKeys
     meta: ModelMeta
     files: dict[str, FileRecord]
 
@@ -83,7 +84,7 @@ def verify_release(store: ObjectStore, keys: ReleaseKeys) -> VerifiedRelease:
         if (info.size_bytes, digest) != (record.size_bytes, record.sha256):
             raise ReleaseDamagedError(key, "it differs from what model_meta.json records")
     own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-    return VerifiedRelease(meta=meta, files={**meta.files, META_NAME: own})
+    return VerifiedRelease(keys=keys, meta=meta, files={**meta.files, META_NAME: own})
 
 
 def activate(
@@ -94,35 +95,44 @@ def activate(
     cause: Cause,
     published_at: datetime,
 ) -> Switch:
-    """Make a release the current one of a channel.
-
-    Verified first, then committed to the log, then published. Idempotent for one event (`cause.event_id`): however
-    often it is tried, and whatever crashed in between, the log has it once. A release that is current already is not
-    switched.
-
-    Args:
-        published_at: The entry's time; the same at every attempt of one event.
+    """Make a release the current one of a channel: `verify_release`, then `switch`.
 
     Raises:
         ReleaseNotFoundError, ReleaseDamagedError: see `verify_release`; the pointer is not moved.
         StoreUnavailableError: nothing is known about the outcome; the same call may be made again.
     """
+    release = verify_release(store, ReleaseKeys(model_key=channel.model_key, run_id=run_id))
     log = ChannelLog(store, channel)
-    found = log.look().head
-    entry = log.find(cause, found)
+    return switch(log, log.look().head, release, cause=cause, published_at=published_at)
+
+
+def switch(
+    log: ChannelLog, head: Manifest | None, release: VerifiedRelease, *, cause: Cause, published_at: datetime
+) -> Switch:
+    """Make a release that was just verified the current one of a channel: commit to the log, then publish.
+
+    Idempotent for one event (`cause.event_id`): however often it is tried, and whatever crashed in between, the log has
+    it once. A release that is current already is not switched.
+
+    Args:
+        head: The log's newest entry as the caller has read it.
+        published_at: The entry's time; the same at every attempt of one event.
+
+    Raises:
+        StoreUnavailableError: nothing is known about the outcome; the same call may be made again.
+    """
+    entry = log.find(cause, head)
     switched = entry is not None
     if entry is None:
-        keys = ReleaseKeys(model_key=channel.model_key, run_id=run_id)
-        release = verify_release(store, keys)
-        current = _current(keys, release, published_at)
+        current = _current(release, published_at)
         notes = _release_notes(release.meta)
 
         def build(head: Manifest | None) -> Manifest | None:
             if log.find(cause, head) is not None:
                 return None
-            return next_entry(head, channel, current=current, cause=cause, release_notes=notes)
+            return next_entry(head, log.keys, current=current, cause=cause, release_notes=notes)
 
-        entry, switched = log.commit(found, build)
+        entry, switched = log.commit(head, build)
         if entry is not None and switched:
             log.publish(entry)
         elif (own := log.find(cause, entry)) is not None:
@@ -130,7 +140,7 @@ def activate(
             entry, switched = own, True
     head = log.heal()
     if entry is None or head is None:
-        raise ReleaseDamagedError(channel.history_prefix, "the log was emptied while it was written")
+        raise ReleaseDamagedError(log.keys.history_prefix, "the log was emptied while it was written")
     return Switch(entry=entry, switched=switched, head=head)
 
 
@@ -140,8 +150,8 @@ def _release_notes(meta: ModelMeta) -> str | None:
     return found[:RELEASE_NOTES_LIMIT] if isinstance(found, str) else None
 
 
-def _current(keys: ReleaseKeys, release: VerifiedRelease, published_at: datetime) -> CurrentRelease:
-    origin = release.meta.mlflow
+def _current(release: VerifiedRelease, published_at: datetime) -> CurrentRelease:
+    keys, origin = release.keys, release.meta.mlflow
     return CurrentRelease(
         run_id=str(keys.run_id),
         published_at=published_at,

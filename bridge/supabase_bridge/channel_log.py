@@ -51,7 +51,7 @@ class ChannelLog:
 
     def __init__(self, store: ObjectStore, keys: ChannelKeys) -> None:
         self._store = store
-        self._keys = keys
+        self.keys = keys
 
     def look(self) -> LogState:
         """The newest entry, and what is published. `manifest.json` says where to look; only the log is believed.
@@ -62,7 +62,7 @@ class ChannelLog:
         published = self._published()
         head = self._entry_or_none(_sequence_in(published))
         if head is None:
-            listed = [self._keys.sequence_of(item.key) for item in self._store.list(self._keys.history_prefix)]
+            listed = [self.keys.sequence_of(item.key) for item in self._store.list(self.keys.history_prefix)]
             newest = max((sequence for sequence in listed if sequence is not None), default=None)
             head = None if newest is None else self.entry(newest)
         while (later := self._entry_or_none(1 if head is None else head.sequence + 1)) is not None:
@@ -76,10 +76,10 @@ class ChannelLog:
             ObjectNotFoundError: there is none.
             InvalidDocumentError: it is no manifest of this channel.
         """
-        key = self._keys.history(sequence)
+        key = self.keys.history(sequence)
         entry = Manifest.parse(self._store.read(key, limit_bytes=LIMIT_BYTES))
         named = (entry.model_name, entry.channel, entry.sequence)
-        if named != (self._keys.model_key, self._keys.channel, sequence):
+        if named != (self.keys.model_key, self.keys.channel, sequence):
             raise InvalidDocumentError(key, "it names another model, channel or sequence than its key")
         return entry
 
@@ -107,7 +107,7 @@ class ChannelLog:
             if entry is None:
                 return head, False
             try:
-                self._store.create(self._keys.history(entry.sequence), entry.to_bytes(), _OPTIONS)
+                self._store.create(self.keys.history(entry.sequence), entry.to_bytes(), _OPTIONS)
             except ObjectExistsError:
                 head = self.look().head
             else:
@@ -116,7 +116,7 @@ class ChannelLog:
 
     def publish(self, entry: Manifest) -> None:
         """Write `manifest.json`. Ends with nothing certain: `heal` afterwards."""
-        self._store.overwrite(self._keys.manifest, entry.to_bytes(), _OPTIONS)
+        self._store.overwrite(self.keys.manifest, entry.to_bytes(), _OPTIONS)
 
     def heal(self) -> Manifest | None:
         """Make `manifest.json` equal to the newest entry, and return that entry.
@@ -128,14 +128,14 @@ class ChannelLog:
             state = self.look()
             if state.head is None or state.in_step:
                 return state.head
-            facts = {"key": self._keys.manifest, "sequence": state.head.sequence}
+            facts = {"key": self.keys.manifest, "sequence": state.head.sequence}
             logger.info("the manifest was behind its log and is written again", extra=facts)
             self.publish(state.head)
         raise self._overtaken()
 
     def _published(self) -> bytes | None:
         try:
-            return self._store.read(self._keys.manifest, limit_bytes=LIMIT_BYTES)
+            return self._store.read(self.keys.manifest, limit_bytes=LIMIT_BYTES)
         except (ObjectNotFoundError, ObjectTooLargeError):
             return None
 
@@ -149,7 +149,7 @@ class ChannelLog:
 
     def _overtaken(self) -> StoreUnavailableError:
         reason = f"other writers were faster {_ATTEMPTS} times"
-        return StoreUnavailableError(self._store.name, f"switching {self._keys.manifest}", reason)
+        return StoreUnavailableError(self._store.name, f"switching {self.keys.manifest}", reason)
 
 
 def _sequence_in(published: bytes | None) -> int:

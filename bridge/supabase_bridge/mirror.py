@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from supabase_bridge.activate import verify_release
+from supabase_bridge.activate import VerifiedRelease, verify_release
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.completion import (
     RUN_ID_TAG,
@@ -45,10 +45,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Mirrored:
-    """A complete release of a version; `uploaded` is False where it was complete already."""
+    """A complete release of a version, just verified; `uploaded` is False where it was complete already."""
 
-    keys: ReleaseKeys
-    meta: ModelMeta
+    release: VerifiedRelease
     uploaded: bool
 
 
@@ -91,8 +90,8 @@ class Mirror:
         key = model_key(self._registry, version.model, version.workspace)
         if (given := version.tags.get(RUN_ID_TAG)) is not None:
             keys = ReleaseKeys(model_key=key, run_id=RunId.parse(given))
-            if (meta := self._complete(keys, version)) is not None:
-                return Mirrored(keys=keys, meta=meta, uploaded=False)
+            if (release := self._complete(keys, version)) is not None:
+                return Mirrored(release=release, uploaded=False)
         source = source or self._sources.of(version)
         with tempfile.TemporaryDirectory(prefix="supabase-bridge-") as directory:
             selection = Selection(source, model=version.model, model_key=key, version=version.version)
@@ -100,24 +99,26 @@ class Mirror:
             run_id = release_run_id(self._registry, version, wanted_run_id(draft.meta, source.facts))
             keys = ReleaseKeys(model_key=key, run_id=run_id)
             progress = None if announce is None else announce(draft.size_bytes)
-            meta = self._upload(draft, keys, source.facts, _origin(version), progress)
+            self._upload(draft, keys, source.facts, _origin(version), progress)
+        release = verify_release(self._store, keys)
         facts = {"model": version.model, "version": version.version, "run_id": str(run_id)}
         logger.info("a version was mirrored", extra=facts)
-        return Mirrored(keys=keys, meta=meta, uploaded=True)
+        return Mirrored(release=release, uploaded=True)
 
-    def _complete(self, keys: ReleaseKeys, version: RegisteredVersion) -> ModelMeta | None:
-        """The metadata of the version's release if it is complete and whole."""
+    def _complete(self, keys: ReleaseKeys, version: RegisteredVersion) -> VerifiedRelease | None:
+        """The version's release if it is complete and whole."""
         try:
-            meta = verify_release(self._store, keys).meta
+            release = verify_release(self._store, keys)
         except (ReleaseNotFoundError, ReleaseDamagedError):
             return None
+        meta = release.meta
         if meta.mlflow is not None and meta.mlflow.version != version.version:
             raise ReleaseConflictError(keys.meta, f"version {version.version}", f"version {meta.mlflow.version}")
-        return meta
+        return release
 
     def _upload(
         self, draft: Draft, keys: ReleaseKeys, facts: TrainingFacts, origin: Origin, progress: Progress | None
-    ) -> ModelMeta:
+    ) -> None:
         """Place every file, each verified by the store, and the commit record last."""
         drafted = complete_metrics(draft.metrics, facts, run_id=keys.run_id, baseline=self._baseline(keys))
         notes = release_notes(drafted, facts)
@@ -148,8 +149,6 @@ class Mirror:
             content_type=JSON_TYPE,
             same=lambda found: ModelMeta.parse(found).files == meta.files,
         )
-        return ModelMeta.parse(self._store.read(keys.meta, limit_bytes=LIMIT_BYTES))
-
     def _baseline(self, keys: ReleaseKeys) -> Metrics | None:
         """The metrics of the release that is current now; none where nothing is, or its metrics are not to be had."""
         channel = ChannelKeys(model_key=keys.model_key, channel=self._baseline_channel)

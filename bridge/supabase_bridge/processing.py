@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from supabase_bridge import status_tags
-from supabase_bridge.activate import Switch, activate
+from supabase_bridge.activate import Switch, switch
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.channels import Triggers, channel_triggers, winning_arrival
 from supabase_bridge.config import Settings
@@ -102,7 +102,7 @@ class Processor:
         """Make the release of a version complete, tag it, and return its run_id."""
         mirrored = self._mirror(version).run(version, announce=self._announce)
         self._tag(version, status_tags.mirrored)
-        return str(mirrored.keys.run_id)
+        return str(mirrored.release.keys.run_id)
 
     def _mirror_new(self, event: Event, now: datetime) -> Finished | Waiting:
         version = self._version(event)
@@ -114,7 +114,7 @@ class Processor:
             return Waiting(until=now + _RUN_POLL, reason=f"run {version.run_id} has not ended yet")
         mirrored = mirror.run(version, source=source, announce=self._announce)
         self._tag(version, status_tags.mirrored)
-        return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.keys.run_id}")
+        return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.release.keys.run_id}")
 
     def _switch(self, event: Event, triggers: Triggers) -> Finished:
         """Bring one channel to the version that should be current, if this event is the one to do it."""
@@ -134,33 +134,35 @@ class Processor:
         version = self._registry.version(winner.model, int(winner.version or 0), winner.workspace)
         store = self._store(version.workspace)
         keys = ChannelKeys(model_key=self._key(version), channel=triggers.channel)
-        head = ChannelLog(store, keys).look().head
+        log = ChannelLog(store, keys)
+        head = log.look().head
         pinned = _pinned_since(head, event, arrival=triggers.arrives(event))
         if pinned is not None:
             return Finished(state=EventState.SUPERSEDED, outcome=pinned)
         if winner.id != event.id and head is not None and head.current.model_version == winner.version:
             return Finished(state=EventState.DONE, outcome=f"{triggers.channel} is version {winner.version} already")
         mirrored = self._mirror(version).run(version, announce=self._announce)
-        switch = activate(
-            store,
-            keys,
-            mirrored.keys.run_id,
+        switched = switch(
+            log,
+            head,
+            mirrored.release,
             cause=Cause(registry_id=self._identity(), event_id=event.id),
             published_at=(event.started_at or event.created_at).replace(microsecond=0),
         )
-        self._show(switch, version)
-        done = f"{triggers.channel} is {switch.entry.current.run_id} (entry {switch.entry.sequence})"
+        self._show(switched, version)
+        done = f"{triggers.channel} is {switched.entry.current.run_id} (entry {switched.entry.sequence})"
         return Finished(state=EventState.DONE, outcome=done)
 
-    def _show(self, switch: Switch, version: RegisteredVersion) -> None:
+    def _show(self, switched: Switch, version: RegisteredVersion) -> None:
         """Tag the version that is current and the one that was."""
-        self._tag(version, lambda _: status_tags.activated(switch.entry))
-        before = switch.entry.previous[0] if switch.entry.previous else None
+        entry = switched.entry
+        self._tag(version, lambda _: status_tags.activated(entry))
+        before = entry.previous[0] if entry.previous else None
         if before is None or before.model_version in {None, version.version}:
             return
         try:
             former = self._registry.version(version.model, int(before.model_version or 0), version.workspace)
-            self._registry.set_tags(former, status_tags.superseded(former.tags, switch.entry))
+            self._registry.set_tags(former, status_tags.superseded(former.tags, entry))
         except VersionNotFoundError:
             return
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from supabase_bridge.demo import scenario
 from supabase_bridge.demo.interactions import PRICE_COLUMN, Floats, Interactions, generate_interactions
 from supabase_bridge.demo.two_tower import (
@@ -180,12 +181,10 @@ def test_the_measures_are_what_their_definitions_say() -> None:
     assert actual.auc == pytest.approx(expected.auc)
 
 
-def test_the_second_release_is_better_than_the_first_and_passes_the_gate() -> None:
+def test_both_releases_would_pass_a_gate_and_the_second_is_better() -> None:
     interactions = scenario.interactions()
     first = evaluate(train(interactions, scenario.FIRST), interactions)
     second = evaluate(train(interactions, scenario.SECOND), interactions)
-    assert 0.45 < first.recall_at_20 < 0.62
-    assert 0.65 < second.recall_at_20 < 0.76
-    assert second.map_at_20 > first.map_at_20 + 0.1
-    assert 0.88 < second.auc < 0.95
-    assert first.auc < second.auc
+    assert 0.65 < first.recall_at_20 < second.recall_at_20 - 0.02 < 0.76
+    assert second.map_at_20 > first.map_at_20 + 0.02
+    assert 0.88 < first.auc < second.auc < 0.95
