@@ -26,7 +26,8 @@ def external_files(path: Path) -> tuple[str, ...]:
         raise InvalidModelFileError(path.name, str(error)[:300]) from error
     locations = {
         entry.value
-        for tensor in _tensors(model.graph)
+        for part in (model.graph, *model.functions)
+        for tensor in _tensors(part)
         if uses_external_data(tensor)
         for entry in tensor.external_data
         if entry.key == "location"
@@ -41,7 +42,10 @@ def join(path: Path, target: Path) -> None:
         InvalidModelFileError: a weight file is missing or damaged, or the whole would be larger than 2 GiB, which no
             ONNX file can be.
     """
-    total = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external_files(path))
+    try:
+        total = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external_files(path))
+    except OSError as error:
+        raise InvalidModelFileError(path.name, f"a weight file is missing: {error}") from error
     if total > _PROTOBUF_LIMIT_BYTES:
         reason = (
             f"with its weights it has {total} bytes, and one ONNX file holds at most 2 GiB. "
@@ -67,9 +71,10 @@ def check(path: Path) -> None:
         raise InvalidModelFileError(path.name, str(error).strip()[:300]) from error
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph, those in its nodes and in the graphs of its nodes among them."""
-    yield from graph.initializer
+def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor of a graph or function, those in its nodes and in the graphs of its nodes among them."""
+    if isinstance(graph, onnx.GraphProto):
+        yield from graph.initializer
     for attribute in (attribute for node in graph.node for attribute in node.attribute):
         if attribute.HasField("t"):
             yield attribute.t

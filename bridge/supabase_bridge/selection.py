@@ -41,7 +41,8 @@ class Selection:
             ModelFileMissingError: there is none.
             ModelFileAmbiguousError: there are several and no rule chooses.
         """
-        named = flavors.get("onnx", {}).get("data")
+        flavor = flavors.get("onnx")
+        named = flavor.get("data") if isinstance(flavor, Mapping) else None
         if isinstance(named, str) and (found := self._at_top(self._model_files, named)):
             return found
         chosen = self._choose(".onnx")

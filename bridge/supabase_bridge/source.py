@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from mlflow.entities import Run
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
 from supabase_bridge.completion import Dataset, TrainingFacts
 from supabase_bridge.config import Settings
@@ -124,8 +125,14 @@ class Sources:
         located = self._locate(uri, hops=5)
         local_root = _local_path(located)
         self._check_allowed(located, local_root, workspace)
-        repository = get_artifact_repository(located)
+        repository = get_artifact_repository(self._address(located))
         return SourceFolder(located, repository, local_root)
+
+    def _address(self, uri: str) -> str:
+        """Where MLflow's client gets a place from; left to itself, it asks its global tracking URI, not ours."""
+        server = self._settings.tracking_uri
+        served = server is not None and urlsplit(uri).scheme == "mlflow-artifacts"
+        return str(MlflowArtifactsRepository.resolve_uri(uri, server)) if served else uri
 
     def _locate(self, uri: str, *, hops: int) -> str:
         """Follow MLflow's indirections to the place where the bytes are."""
@@ -152,9 +159,9 @@ class Sources:
         own = self._settings.bucket_of(workspace)
         names = sorted({*self._settings.artifact_buckets, *([] if own is None else [own])})
         buckets = [f"supabase://{bucket}" for bucket in names]
-        allowed = (self._settings.artifacts_destination, *self._settings.allowed_sources, *buckets)
-        if self._settings.tracking_uri is not None and urlsplit(uri).scheme == "mlflow-artifacts":
-            return
+        # The tracking server's own artifacts; a host in the URI would be asked instead of the server.
+        served = () if self._settings.tracking_uri is None else ("mlflow-artifacts:",)
+        allowed = (self._settings.artifacts_destination, *self._settings.allowed_sources, *served, *buckets)
         if not any(_below(root, uri, local_path) for root in allowed):
             raise SourceNotAllowedError(uri, allowed)
 
@@ -164,6 +171,8 @@ def _below(root: str, uri: str, local_path: Path | None) -> bool:
     if local_path is not None:
         return local_root is not None and local_path.resolve().is_relative_to(local_root.resolve())
     if local_root is not None or ".." in unquote(urlsplit(uri).path).split("/"):
+        return False
+    if urlsplit(uri).netloc != urlsplit(root).netloc:
         return False
     return uri == root.rstrip("/") or uri.startswith(root.rstrip("/") + "/")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+_CHATTY = ("alembic.runtime.migration", "mlflow.store.db.utils")
+"""They announce what they do to MLflow's database; MLflow sets their levels when it opens one, but leaves filters."""
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -21,7 +23,14 @@ def configure_logging(*, verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_FactsFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("supabase_bridge").setLevel(logging.DEBUG if verbose else logging.WARNING)
-    # Both announce every migration of a new MLflow database.
-    for name in ("alembic", "mlflow.store.db.utils"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    ours = logging.getLogger("supabase_bridge")
+    ours.setLevel(logging.DEBUG if verbose else logging.WARNING)
+    # Not through the root: MLflow 2 puts a handler of its own there whenever it opens a database.
+    ours.handlers = [handler]
+    ours.propagate = False
+    for name in _CHATTY:
+        logging.getLogger(name).addFilter(_is_warning)
+
+
+def _is_warning(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING

@@ -205,7 +205,7 @@ class SupabaseStore:
     def _info(self, key: str) -> Stored:
         bucket = self._transport.storage().from_(self._bucket)
         request = self._transport.request(f"looking at {key}", key)
-        return self._transport.run(request, lambda: read_info(key, bucket.info(key)))
+        return self._transport.run(request, lambda: read_info(key, bucket.info(self._transport.path(key))))
 
     def _stored(self, key: str) -> Stored | None:
         try:

@@ -83,6 +83,10 @@ class Transport:
         """The URL of a route, its segments percent-encoded."""
         return self._url + "/".join(quote(segment, safe="/") for segment in segments)
 
+    def path(self, key: str) -> str:
+        """A key as storage3 takes it: it parses keys as URLs, in which a bare '?' or ':' would end or divide them."""
+        return quote(key, safe="/")
+
     def run(self, request: Request, call: Callable[[], T], *, tries: int = TRIES) -> T:
         """What `call` returns, tried again after failures that pass; only for calls that may happen twice.
 

@@ -78,11 +78,11 @@ def upload(
     def send(storage: SyncStorageClient) -> Sent:
         bucket = storage.from_(transport.bucket)
         if isinstance(body, bytes):
-            bucket.upload(key, body, fields)
+            bucket.upload(transport.path(key), body, fields)
             meter.at(len(body))
             return Sent(size_bytes=len(body), md5=_md5(body).hexdigest(), sha256=hashlib.sha256(body).hexdigest())
         with _HashedFile(body, meter) as file:
-            bucket.upload(key, file, fields)
+            bucket.upload(transport.path(key), file, fields)
             return file.sent()
 
     def attempt() -> Sent:
