@@ -95,9 +95,7 @@ class Settings:
     request_timeout: timedelta = timedelta(seconds=20)
 
     @classmethod
-    def load(
-        cls, *, home: Path | None = None, environ: Mapping[str, str] | None = None, **arguments: Any
-    ) -> Settings:
+    def load(cls, *, home: Path | None = None, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
         """The settings in force.
 
         Args:

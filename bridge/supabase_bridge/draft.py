@@ -77,9 +77,7 @@ def _onnx(selection: Selection, directory: Path) -> Path:
     return fetched
 
 
-def _gather(
-    selection: Selection, chosen: SourceFile, fetched: Path, beside: tuple[str, ...], directory: Path
-) -> Path:
+def _gather(selection: Selection, chosen: SourceFile, fetched: Path, beside: tuple[str, ...], directory: Path) -> Path:
     """The ONNX file and the weight files it names, in one directory of their own."""
     model = directory / chosen.name
     shutil.copyfile(fetched, model)

@@ -366,7 +366,7 @@ class WorkspaceNotMappedError(BridgeError):
     def __init__(self, workspace: str) -> None:
         super().__init__(
             f"workspace {workspace!r} has no bucket of its own, so its models are not mirrored: "
-            f"add it to [workspaces] in the settings ({workspace} = \"a-bucket\")"
+            f'add it to [workspaces] in the settings ({workspace} = "a-bucket")'
         )
         self.workspace = workspace
 

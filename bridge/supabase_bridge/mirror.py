@@ -149,6 +149,7 @@ class Mirror:
             content_type=JSON_TYPE,
             same=lambda found: ModelMeta.parse(found).files == meta.files,
         )
+
     def _baseline(self, keys: ReleaseKeys) -> Metrics | None:
         """The metrics of the release that is current now; none where nothing is, or its metrics are not to be had."""
         channel = ChannelKeys(model_key=keys.model_key, channel=self._baseline_channel)

@@ -186,9 +186,7 @@ class Processor:
         return head is not None and head.current.model_version == version.version
 
     def _winner(self, event: Event, triggers: Triggers) -> Event | None:
-        arrivals = self._outbox.arrivals(
-            event.workspace, event.model, stages=triggers.stages, aliases=triggers.aliases
-        )
+        arrivals = self._outbox.arrivals(event.workspace, event.model, stages=triggers.stages, aliases=triggers.aliases)
 
         def still_holds(arrival: Event) -> bool:
             version = self._version(arrival)

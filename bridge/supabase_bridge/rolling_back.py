@@ -58,9 +58,7 @@ def _promote(runtime: Runtime, model: str, version: int, triggers: Triggers) -> 
         runtime.registry.promote(model, version, triggers.stages[0])
     else:
         runtime.registry.set_alias(model, triggers.aliases[0], version)
-    arrivals = runtime.outbox.arrivals(
-        DEFAULT_WORKSPACE, model, stages=triggers.stages, aliases=triggers.aliases
-    )
+    arrivals = runtime.outbox.arrivals(DEFAULT_WORKSPACE, model, stages=triggers.stages, aliases=triggers.aliases)
     return next(arrival for arrival in arrivals if arrival.version == version)
 
 

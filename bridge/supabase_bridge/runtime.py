@@ -85,9 +85,7 @@ def runtime(settings: Settings, *, announce: Callable[[int], Progress] | None = 
         registry = Registry(
             tracking_uri=settings.tracking_uri or settings.database_url, registry_uri=settings.registry_uri
         )
-        processor = Processor(
-            settings=settings, registry=registry, outbox=outbox, open_store=stores, announce=announce
-        )
+        processor = Processor(settings=settings, registry=registry, outbox=outbox, open_store=stores, announce=announce)
         try:
             yield Runtime(settings=settings, stores=stores, outbox=outbox, registry=registry, processor=processor)
         finally:

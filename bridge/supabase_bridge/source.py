@@ -53,7 +53,11 @@ class SourceFolder:
         self._local_root = local_root
 
     def files(self) -> list[SourceFile]:
-        """Every file below the folder, by path."""
+        """Every file below the folder, by path.
+
+        Raises:
+            SourceNotAllowedError: one of its folders is a link that leaves it.
+        """
         return sorted(self._walk(None, 0), key=lambda file: file.path)
 
     def fetch(self, path: str, directory: Path) -> Path:
@@ -65,10 +69,7 @@ class SourceFolder:
         if self._local_root is None:
             with mlflow_errors(f"fetch {path} from {self.uri}"):
                 return Path(self._repository.download_artifacts(path, str(directory)))
-        found = (self._local_root / path).resolve()
-        if not found.is_relative_to(self._local_root.resolve()):
-            raise SourceNotAllowedError(str(found), (str(self._local_root),))
-        return found
+        return _inside(self._local_root, path)
 
     def _walk(self, path: str | None, depth: int) -> Iterator[SourceFile]:
         with mlflow_errors(f"list {self.uri}"):
@@ -77,6 +78,8 @@ class SourceFolder:
             if not item.is_dir:
                 yield SourceFile(folder=self, path=item.path, size_bytes=item.file_size)
             elif depth < _DEPTH_LIMIT:
+                if self._local_root is not None:
+                    _inside(self._local_root, item.path)
                 yield from self._walk(item.path, depth + 1)
 
 
@@ -164,6 +167,14 @@ class Sources:
         allowed = (self._settings.artifacts_destination, *self._settings.allowed_sources, *served, *buckets)
         if not any(_below(root, uri, local_path) for root in allowed):
             raise SourceNotAllowedError(uri, allowed)
+
+
+def _inside(root: Path, path: str) -> Path:
+    """What `path` below `root` leads to, links followed, if that is below `root` too."""
+    found = (root / path).resolve()
+    if not found.is_relative_to(root.resolve()):
+        raise SourceNotAllowedError(str(found), (str(root),))
+    return found
 
 
 def _below(root: str, uri: str, local_path: Path | None) -> bool:

@@ -109,7 +109,8 @@ class MemoryStore:
             raise CorruptObjectError(self.name, key, f"SHA-256 {options.sha256}", f"SHA-256 {found}")
         now = datetime.now(timezone.utc)
         return _Stored(
-            data=data, info=ObjectInfo(key=key, size_bytes=len(data), modified_at=now, etag=found, sha256=options.sha256)
+            data=data,
+            info=ObjectInfo(key=key, size_bytes=len(data), modified_at=now, etag=found, sha256=options.sha256),
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnx.reference
 import pytest
+
 from supabase_bridge.demo.onnx_export import max_difference, to_onnx
 from supabase_bridge.demo.two_tower import Tower, TwoTower
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from supabase_bridge.demo.state_dict import named_weights, write_state_dict
 from supabase_bridge.demo.two_tower import Tower, TwoTower
 

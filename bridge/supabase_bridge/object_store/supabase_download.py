@@ -27,9 +27,7 @@ class Download:
         fresh: Ask past caches, as storage-js does with its option of the same effect, `cacheNonce`.
     """
 
-    def __init__(
-        self, transport: Transport, key: str, *, limit_bytes: int | None = None, fresh: bool = False
-    ) -> None:
+    def __init__(self, transport: Transport, key: str, *, limit_bytes: int | None = None, fresh: bool = False) -> None:
         self._etag: str | None = None
         self._transport = transport
         self._key = key

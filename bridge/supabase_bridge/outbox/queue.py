@@ -138,9 +138,7 @@ class Outbox:
             leased_until_ms=None,
         )
 
-    def arrivals(
-        self, workspace: str, model: str, *, stages: Sequence[str], aliases: Sequence[str]
-    ) -> Sequence[Event]:
+    def arrivals(self, workspace: str, model: str, *, stages: Sequence[str], aliases: Sequence[str]) -> Sequence[Event]:
         """Each version's newest arrival in one of the stages or aliases, the newest first.
 
         Events that a person discarded do not count: what they asked for was taken back. Nor do those of a deleted model

@@ -1,0 +1,1 @@
+"""Tests that kill a process in the middle of its work."""

@@ -1,0 +1,1 @@
+"""Tests of whole paths through real MLflow stores and servers."""
