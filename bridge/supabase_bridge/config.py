@@ -158,6 +158,8 @@ def _complete(settings: Settings) -> Settings:
     shared = [*settings.workspaces.values(), settings.bucket]
     if len(set(shared)) < len(shared):
         raise SettingsError("[workspaces]", "two workspaces share a bucket; each needs one of its own")
+    if DEFAULT_WORKSPACE in settings.workspaces:
+        raise SettingsError("[workspaces]", f"{DEFAULT_WORKSPACE!r} has the bucket that `bucket` names")
     if mixed := settings.release_buckets.intersection(settings.artifact_buckets):
         raise SettingsError("artifact_buckets", f"{min(mixed)!r} holds releases; artifacts need a bucket of their own")
     return replace(

@@ -309,6 +309,15 @@ class RegistryUnavailableError(BridgeError):
         self.reason = reason
 
 
+class RegistryRefusedError(BridgeError):
+    """MLflow answered that it will not do this, and will not later either."""
+
+    def __init__(self, operation: str, reason: str) -> None:
+        super().__init__(f"MLflow refused to {operation}: {reason}")
+        self.operation = operation
+        self.reason = reason
+
+
 class NotAnMlflowDatabaseError(BridgeError):
     """A database is reachable, but MLflow has not set it up."""
 

@@ -71,8 +71,11 @@ class Processor:
         self._sources = Sources(registry, settings)
         self._registry_id: str | None = None
 
-    def process(self, event: Event, now: datetime) -> Finished | Waiting:
+    def process(self, event: Event, now: datetime, *, still_held: Callable[[], None]) -> Finished | Waiting:
         """Do what an event asks for, if it still is wanted.
+
+        Args:
+            still_held: Called before a pointer moves; raises LeaseLostError where the event is another worker's by now.
 
         Raises:
             BridgeError: it could not be done; `retryable` says whether the same attempt may succeed later.
@@ -82,7 +85,7 @@ class Processor:
         if event.kind is EventKind.VERSION_CREATED:
             return self._mirror_new(event, now)
         outcomes = [
-            self._switch(event, triggers)
+            self._switch(event, triggers, still_held)
             for triggers in channel_triggers(self._settings)
             if triggers.arrives(event) or triggers.leaves(event)
         ]
@@ -116,20 +119,20 @@ class Processor:
         self._tag(version, status_tags.mirrored)
         return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.release.keys.run_id}")
 
-    def _switch(self, event: Event, triggers: Triggers) -> Finished:
+    def _switch(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Bring one channel to the version that should be current, if this event is the one to do it."""
         winner = self._winner(event, triggers)
         if triggers.arrives(event):
             if winner is None or winner.id != event.id:
                 return _superseded(event, triggers, winner)
-            return self._activate(event, winner, triggers)
+            return self._activate(event, winner, triggers, still_held)
         if winner is None:
             return self._leave(event, triggers)
         if winner.state is EventState.PENDING:
             return _superseded(event, triggers, winner)
-        return self._activate(event, winner, triggers)
+        return self._activate(event, winner, triggers, still_held)
 
-    def _activate(self, event: Event, winner: Event, triggers: Triggers) -> Finished:
+    def _activate(self, event: Event, winner: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Make the winner's release current, and let the versions concerned show it."""
         version = self._registry.version(winner.model, int(winner.version or 0), winner.workspace)
         store = self._store(version.workspace)
@@ -142,6 +145,7 @@ class Processor:
         if winner.id != event.id and head is not None and head.current.model_version == winner.version:
             return Finished(state=EventState.DONE, outcome=f"{triggers.channel} is version {winner.version} already")
         mirrored = self._mirror(version).run(version, announce=self._announce)
+        still_held()
         switched = switch(
             log,
             head,

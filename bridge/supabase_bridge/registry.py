@@ -13,10 +13,16 @@ import mlflow.environment_variables
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from supabase_bridge.errors import ModelNotFoundError, RegistryUnavailableError, VersionNotFoundError
+from supabase_bridge.errors import (
+    ModelNotFoundError,
+    RegistryRefusedError,
+    RegistryUnavailableError,
+    VersionNotFoundError,
+)
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
+_REFUSED = {*_ABSENT, "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE"}
 _TAG_LIMIT = 5_000
 _PAGE = 1_000
 
@@ -44,7 +50,8 @@ class Registry:
         registry_uri: Where versions are read from and tags written to; a `supabase+` URI captures transitions.
 
     Raises (every method):
-        RegistryUnavailableError: MLflow did not answer, or answered with an error that says nothing else.
+        RegistryUnavailableError: MLflow did not answer, or answered with an error that may pass.
+        RegistryRefusedError: MLflow answered that it will not do this.
     """
 
     def __init__(self, *, tracking_uri: str, registry_uri: str) -> None:
@@ -177,7 +184,8 @@ def mlflow_errors(
     except MlflowException as error:
         if absent is not None and error.error_code in _ABSENT:
             raise absent from error
-        raise RegistryUnavailableError(operation, str(error).split("\n")[0][:300]) from error
+        kind = RegistryRefusedError if error.error_code in _REFUSED else RegistryUnavailableError
+        raise kind(operation, str(error).split("\n")[0][:300]) from error
 
 
 def _in_workspace(workspace: str) -> AbstractContextManager[object]:

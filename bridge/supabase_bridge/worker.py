@@ -109,7 +109,7 @@ class Worker:
 
     def _carry_out(self, event: Event) -> Handled:
         try:
-            result = self._processor.process(event, self._clock())
+            result = self._processor.process(event, self._clock(), still_held=lambda: self._renew(event))
         except LeaseLostError:
             raise
         except (VersionNotFoundError, ModelNotFoundError) as error:
@@ -145,6 +145,9 @@ class Worker:
         longest: timedelta = min(_FIRST_PAUSE * 2 ** min(attempts - 1, 20), self._settings.retry_cap)
         return longest * self._random.uniform(0.5, 1.0)
 
+    def _renew(self, event: Event) -> None:
+        self._outbox.renew(event, self._name, now=self._clock(), lease=self._settings.lease)
+
     @contextmanager
     def _kept(self, event: Event) -> Iterator[None]:
         """Renew the event's lease while it is worked on."""
@@ -154,7 +157,7 @@ class Worker:
         def renew() -> None:
             while not done.wait(interval):
                 try:
-                    self._outbox.renew(event, self._name, now=self._clock(), lease=self._settings.lease)
+                    self._renew(event)
                 except LeaseLostError:
                     return
                 except BridgeError as error:

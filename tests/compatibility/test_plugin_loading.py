@@ -83,6 +83,7 @@ def test_importing_the_plugins_touches_neither_the_network_nor_the_directory(tmp
         "supabase+postgresql",
         "supabase+postgresql+psycopg",
         "supabase+postgresql+psycopg2",
+        "supabase+postgresql+pg8000",
         "supabase+mysql",
         "supabase+mysql+pymysql",
         "supabase+mysql+mysqldb",

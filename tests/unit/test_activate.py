@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -328,7 +329,7 @@ def test_a_hundred_activations_by_four_writers_at_once_lose_no_update(tmp_path: 
     log = entries(store)
     assert [entry.sequence for entry in log] == list(range(1, 101))
     assert sorted(switch.entry.sequence for switch in switches if switch.switched) == list(range(1, 101))
-    for before, after in zip(log, log[1:], strict=False):
+    for before, after in pairwise(log):
         assert after.previous[0].run_id == before.current.run_id
     assert published(store) == log[-1].to_bytes()
 

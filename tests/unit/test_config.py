@@ -280,3 +280,9 @@ def test_two_workspaces_never_share_a_bucket(toml: str, tmp_path: Path) -> None:
 def test_every_refusal_is_an_error_of_the_bridge_that_no_retry_mends() -> None:
     assert issubclass(SettingsError, BridgeError)
     assert not SettingsError.retryable
+
+
+def test_the_default_workspace_has_its_bucket_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "supabase-bridge.toml").write_text('[workspaces]\ndefault = "other"\n')
+    with pytest.raises(SettingsError, match="bucket"):
+        Settings.load(home=tmp_path, environ={})

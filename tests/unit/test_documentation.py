@@ -34,7 +34,8 @@ def _documented_commands() -> str:
     """docs/commands.md as it should be: every command's own help."""
     parts = ["# Commands\n\nEvery command's own `--help`.\n"]
     for name, command in _commands().items():
-        with click.Context(command, info_name=f"supabase-bridge {name}", max_content_width=100) as context:
+        parent = click.Context(main, info_name="supabase-bridge", **main.context_settings)
+        with click.Context(command, info_name=name, parent=parent) as context:
             parts.append(f"## {name}\n\n```\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine, Row
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from supabase_bridge.errors import (
@@ -19,10 +19,13 @@ from supabase_bridge.errors import (
     RegistryUnavailableError,
 )
 from supabase_bridge.outbox.events import Event, EventKind, EventState
+from supabase_bridge.outbox.rows import milliseconds, to_event, to_ms
 from supabase_bridge.outbox.schema import META, OUTBOX, ensure_schema
 
 _OUTCOME_LIMIT = 2_000
 _PAGE = 500
+_CANDIDATES = 8
+_PENDING = OUTBOX.c.state == EventState.PENDING.value
 
 
 class Outbox:
@@ -62,9 +65,19 @@ class Outbox:
         """Take the oldest event that may be worked on now, or None. It counts as an attempt.
 
         Two workers never get the same event while its lease lasts: the row changes only if it still is as it was read.
+        Two that took different events of one model at the same moment each look again; the later event is given back.
         """
-        moment = _to_ms(now)
-        free = OUTBOX.c.leased_until_ms.is_(None) | (OUTBOX.c.leased_until_ms < moment)
+        for found, attempts in self._due(now):
+            event = self._take(found, attempts, worker, now=now, lease=lease)
+            if event is not None and self._is_earliest_held(event, now):
+                return event
+            if event is not None:
+                self._change_held(event, worker, attempts=attempts, leased_by=None, leased_until_ms=None)
+        return None
+
+    def _due(self, now: datetime) -> Sequence[tuple[int, int]]:
+        """The ids and attempts of events that may be worked on now, the oldest first."""
+        moment = to_ms(now)
         other = OUTBOX.alias("other")
         comes_first = (other.c.id < OUTBOX.c.id) & (other.c.kind != EventKind.VERSION_CREATED.value)
         blocked = sa.exists().where(
@@ -74,30 +87,40 @@ class Outbox:
             other.c.id != OUTBOX.c.id,
             comes_first | (other.c.leased_until_ms >= moment),
         )
-        pending = OUTBOX.c.state == EventState.PENDING.value
-        candidates = (
+        query = (
             sa.select(OUTBOX.c.id, OUTBOX.c.attempts)
-            .where(pending, OUTBOX.c.not_before_ms <= moment, free, ~blocked)
+            .where(_PENDING, OUTBOX.c.not_before_ms <= moment, _free(moment), ~blocked)
             .order_by(OUTBOX.c.id)
-            .limit(8)
+            .limit(_CANDIDATES)
         )
         with self._transaction() as connection:
-            rows = connection.execute(candidates).all()
-        for row in rows:
-            taken = (
-                OUTBOX.update()
-                .where(OUTBOX.c.id == row.id, pending, free, OUTBOX.c.attempts == row.attempts)
-                .values(
-                    attempts=row.attempts + 1,
-                    leased_by=worker,
-                    leased_until_ms=moment + _milliseconds(lease),
-                    started_ms=sa.func.coalesce(OUTBOX.c.started_ms, moment),
-                )
-            )
-            with self._transaction() as connection:
-                if connection.execute(taken).rowcount == 1:
-                    return self._get(connection, row.id)
-        return None
+            return [(row.id, row.attempts) for row in connection.execute(query)]
+
+    def _take(self, event_id: int, attempts: int, worker: str, *, now: datetime, lease: timedelta) -> Event | None:
+        """Lease an event if it still is as it was read."""
+        moment = to_ms(now)
+        unchanged = (OUTBOX.c.id == event_id) & _PENDING & _free(moment) & (OUTBOX.c.attempts == attempts)
+        values = {
+            "attempts": attempts + 1,
+            "leased_by": worker,
+            "leased_until_ms": moment + milliseconds(lease),
+            "started_ms": sa.func.coalesce(OUTBOX.c.started_ms, moment),
+        }
+        with self._transaction() as connection:
+            taken = connection.execute(OUTBOX.update().where(unchanged).values(values)).rowcount == 1
+            return self._get(connection, event_id) if taken else None
+
+    def _is_earliest_held(self, event: Event, now: datetime) -> bool:
+        """False where a worker holds an earlier event of the same model."""
+        earlier = sa.select(OUTBOX.c.id).where(
+            _PENDING,
+            OUTBOX.c.workspace == event.workspace,
+            OUTBOX.c.model == event.model,
+            OUTBOX.c.id < event.id,
+            OUTBOX.c.leased_until_ms >= to_ms(now),
+        )
+        with self._transaction() as connection:
+            return connection.execute(earlier).first() is None
 
     def renew(self, event: Event, worker: str, *, now: datetime, lease: timedelta) -> None:
         """Keep an event that is still being worked on.
@@ -105,7 +128,7 @@ class Outbox:
         Raises:
             LeaseLostError: another worker has taken it over.
         """
-        self._change_held(event, worker, leased_until_ms=_to_ms(now) + _milliseconds(lease))
+        self._change_held(event, worker, leased_until_ms=to_ms(now) + milliseconds(lease))
 
     def finish(self, event: Event, worker: str, state: EventState, outcome: str, *, now: datetime) -> None:
         """Close an event for good, and say what became of it.
@@ -118,7 +141,7 @@ class Outbox:
             worker,
             state=state.value,
             outcome=outcome[:_OUTCOME_LIMIT],
-            finished_ms=_to_ms(now),
+            finished_ms=to_ms(now),
             leased_by=None,
             leased_until_ms=None,
         )
@@ -132,7 +155,7 @@ class Outbox:
         self._change_held(
             event,
             worker,
-            not_before_ms=_to_ms(until),
+            not_before_ms=to_ms(until),
             outcome=reason[:_OUTCOME_LIMIT],
             leased_by=None,
             leased_until_ms=None,
@@ -154,7 +177,7 @@ class Outbox:
         )
         with self._transaction() as connection:
             rows = connection.execute(OUTBOX.select().where(OUTBOX.c.id.in_(newest)).order_by(OUTBOX.c.id.desc()))
-            return [_event(row) for row in rows]
+            return [to_event(row) for row in rows]
 
     def events(self, *, states: Sequence[EventState] = (), model: str | None = None) -> Iterator[Event]:
         """All events, or those in some states or of one model, the oldest first, read page by page."""
@@ -167,7 +190,7 @@ class Outbox:
         while True:
             with self._transaction() as connection:
                 rows = connection.execute(query.where(OUTBOX.c.id > last)).all()
-            yield from map(_event, rows)
+            yield from map(to_event, rows)
             if len(rows) < _PAGE:
                 return
             last = rows[-1].id
@@ -208,14 +231,14 @@ class Outbox:
             (EventState.DEAD, EventState.PENDING),
             state=EventState.DISCARDED.value,
             outcome="discarded by hand",
-            finished_ms=_to_ms(now),
+            finished_ms=to_ms(now),
         )
 
     def _get(self, connection: Connection, event_id: int) -> Event:
         row = connection.execute(OUTBOX.select().where(OUTBOX.c.id == event_id)).first()
         if row is None:
             raise EventNotFoundError(event_id, "there")
-        return _event(row)
+        return to_event(row)
 
     def _change_held(self, event: Event, worker: str, **values: Any) -> None:
         held = (OUTBOX.c.id == event.id) & (OUTBOX.c.leased_by == worker) & (OUTBOX.c.attempts == event.attempts)
@@ -244,37 +267,6 @@ def _named_errors(operation: str) -> Iterator[None]:
         raise RegistryUnavailableError(operation, str(cause).strip().split("\n")[0][:300]) from error
 
 
-def _event(row: Row[Any]) -> Event:
-    return Event(
-        id=row.id,
-        created_at=_to_time(row.created_ms),
-        kind=EventKind(row.kind),
-        workspace=row.workspace,
-        model=row.model,
-        version=row.version,
-        stage=row.stage,
-        previous_stage=row.previous_stage,
-        alias=row.alias,
-        previous_version=row.previous_version,
-        previous_model=row.previous_model,
-        state=EventState(row.state),
-        attempts=row.attempts,
-        started_at=None if row.started_ms is None else _to_time(row.started_ms),
-        not_before=_to_time(row.not_before_ms) if row.not_before_ms else None,
-        finished_at=None if row.finished_ms is None else _to_time(row.finished_ms),
-        leased_by=row.leased_by,
-        leased_until=None if row.leased_until_ms is None else _to_time(row.leased_until_ms),
-        outcome=row.outcome,
-    )
-
-
-def _to_ms(time: datetime) -> int:
-    return round(time.timestamp() * 1_000)
-
-
-def _to_time(milliseconds: int) -> datetime:
-    return datetime.fromtimestamp(milliseconds / 1_000, tz=timezone.utc)
-
-
-def _milliseconds(span: timedelta) -> int:
-    return round(span / timedelta(milliseconds=1))
+def _free(moment: int) -> sa.ColumnElement[bool]:
+    """No worker holds the event at a moment, in milliseconds."""
+    return OUTBOX.c.leased_until_ms.is_(None) | (OUTBOX.c.leased_until_ms < moment)

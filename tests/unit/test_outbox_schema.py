@@ -1,0 +1,100 @@
+"""The outbox's tables: where they are made, where they are not, and what happens when several make them at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from supabase_bridge.config import Settings
+from supabase_bridge.errors import NotAnMlflowDatabaseError, RegistryUnavailableError, SettingsError
+from supabase_bridge.outbox.opening import open_outbox
+from supabase_bridge.outbox.queue import Outbox
+from supabase_bridge.outbox.schema import META, OUTBOX, ensure_schema
+from tests.unit.test_outbox import claim, connect
+
+
+def test_an_mlflow_database_is_prepared_and_keeps_its_identity(tmp_path: Path) -> None:
+    settings = Settings(database_url=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    engine = connect(tmp_path / "mlflow.db")
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE registered_models (name TEXT)"))
+    engine.dispose()
+    identities = set()
+    for _ in range(2):
+        with open_outbox(settings) as outbox:
+            identities.add(outbox.registry_id())
+            assert claim(outbox) is None
+    assert len(identities) == 1
+
+
+def test_a_database_that_is_not_mlflows_is_refused_and_left_alone(tmp_path: Path) -> None:
+    engine = connect(tmp_path / "other.db")
+    with engine.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE invoices (id INTEGER)"))
+    with pytest.raises(NotAnMlflowDatabaseError):
+        Outbox(engine).prepare()
+    assert sa.inspect(engine).get_table_names() == ["invoices"]
+    engine.dispose()
+
+
+def test_a_database_that_is_not_there_is_refused_and_not_created(tmp_path: Path) -> None:
+    path = tmp_path / "absent.db"
+    with pytest.raises(NotAnMlflowDatabaseError), open_outbox(Settings(database_url=f"sqlite:///{path}")):
+        pass
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_database_is_an_outage_and_not_the_end(tmp_path: Path) -> None:
+    settings = Settings(database_url=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for one" * 20)
+    with pytest.raises(RegistryUnavailableError), open_outbox(settings):
+        pass
+
+
+@pytest.mark.parametrize("url", ["", "mlflow.db", "nosuchdatabase://x/y", "sqlite+nosuchdriver:///x"])
+def test_a_url_that_names_no_database_is_a_wrong_setting(url: str) -> None:
+    with pytest.raises(SettingsError, match="SUPABASE_BRIDGE_DATABASE_URL"), open_outbox(Settings(database_url=url)):
+        pass
+
+
+def prepare_at_once(path: Path, ready: Any) -> None:
+    """Create the tables at the same moment as the other processes do."""
+    engine = connect(path)
+    ready.wait()
+    ensure_schema(engine)
+    engine.dispose()
+
+
+def test_four_servers_that_start_at_once_make_one_outbox(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(4)
+    path = tmp_path / "mlflow.db"
+    processes = [context.Process(target=prepare_at_once, args=(path, ready)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    engine = connect(path)
+    assert set(sa.inspect(engine).get_table_names()) >= {OUTBOX.name, META.name}
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(META)).scalar_one() == 1
+    engine.dispose()
+
+
+def test_threads_that_start_at_once_make_one_outbox(tmp_path: Path) -> None:
+    for number in range(10):
+        path = tmp_path / f"{number}.db"
+        barrier = threading.Barrier(4)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _, path=path, ready=barrier: prepare_at_once(path, ready), range(4)))
+        engine = connect(path)
+        with engine.connect() as connection:
+            assert connection.execute(sa.select(sa.func.count()).select_from(META)).scalar_one() == 1
+        engine.dispose()
