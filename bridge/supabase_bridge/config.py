@@ -22,6 +22,7 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "supabase-bridge.toml"
+RESUMABLE_THRESHOLD_BYTES = 50_000_000
 _STAGES = ("None", "Staging", "Production", "Archived")
 _FILE_LIMIT_BYTES = 1_000_000
 
@@ -71,6 +72,9 @@ class Settings:
         give_up_after: How long a failing event is retried before it becomes a dead letter.
         run_grace: How long a new version waits for its training run to end before it is mirrored all the same.
         request_timeout: How long one storage request may stay silent.
+        resumable_threshold_bytes: A file larger than this is uploaded in chunks, which survive a broken connection.
+        cache_dir: Where downloaded files of releases are kept by digest; None: nowhere, since there is no home.
+        cache_limit_bytes: How large the files kept there are together; 0 keeps none.
     """
 
     home: Path = Path("mlruns")
@@ -93,6 +97,9 @@ class Settings:
     give_up_after: timedelta = timedelta(days=3)
     run_grace: timedelta = timedelta(hours=1)
     request_timeout: timedelta = timedelta(seconds=20)
+    resumable_threshold_bytes: int = RESUMABLE_THRESHOLD_BYTES
+    cache_dir: Path | None = None
+    cache_limit_bytes: int = 10_000_000_000
 
     @classmethod
     def load(cls, *, home: Path | None = None, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
@@ -110,6 +117,7 @@ class Settings:
         home = (home or Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns")).absolute()
         given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
         values = _from_file(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
+        values.setdefault("cache_dir", _user_cache(environ))
         values.update(_from_environment(environ))
         values.update({name: value for name, value in arguments.items() if value is not None})
         return _complete(cls(home=home, **values))
@@ -200,12 +208,28 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         values["supabase_url"] = f"https://{reference}.supabase.co"
     if key := environ.get("SUPABASE_SERVICE_ROLE_KEY", "").strip():
         values["service_key"] = Secret(key)
+    if directory := environ.get("SUPABASE_BRIDGE_CACHE", "").strip():
+        values["cache_dir"] = Path(directory).absolute()
     return values
+
+
+def _user_cache(environ: Mapping[str, str]) -> Path | None:
+    """The bridge's place in the user's cache directory (XDG Base Directory Specification)."""
+    given = Path(environ.get("XDG_CACHE_HOME", ""))
+    if given.is_absolute():
+        return given / "supabase-bridge"
+    try:
+        home = Path(environ.get("HOME") or Path.home())
+    except RuntimeError:
+        return None
+    return home / ".cache" / "supabase-bridge" if home.is_absolute() else None
 
 
 _SECONDS = ("poll_interval", "lease", "retry_cap", "give_up_after", "run_grace", "request_timeout")
 _TEXTS = ("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri")
 _LISTS = ("artifact_buckets", "allowed_sources")
+_PATHS = ("cache_dir",)
+_SIZES = ("cache_limit_bytes", "resumable_threshold_bytes")
 
 
 def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
@@ -234,6 +258,10 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
             values[name] = timedelta(seconds=value)
         elif name in _TEXTS and isinstance(value, str) and value:
             values[name] = value
+        elif name in _PATHS and isinstance(value, str) and value:
+            values[name] = Path(value).expanduser().absolute()
+        elif name in _SIZES and _is_size(value):
+            values[name] = value
         elif name in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[name] = tuple(value)
         else:
@@ -243,6 +271,10 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
 
 def _is_span(seconds: object) -> bool:
     return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0.001 <= seconds <= 1e9
+
+
+def _is_size(size_bytes: object) -> bool:
+    return isinstance(size_bytes, int) and not isinstance(size_bytes, bool) and size_bytes >= 0
 
 
 def _text_table(path: Path, name: str, value: object) -> Mapping[str, str]:
@@ -259,4 +291,6 @@ def _complaint(name: str) -> str:
         return f"no such setting; there are {', '.join(sorted(known | {'channels'}))}"
     if name in _SECONDS:
         return "expected a number of seconds, 0.001 at least and 1e9 at most"
+    if name in _SIZES:
+        return "expected a whole number of bytes, 0 at least"
     return "expected a list of texts" if name in _LISTS else "expected a text"

@@ -204,6 +204,18 @@ class ReleaseNotFoundError(BridgeError):
         self.run_id = run_id
 
 
+class ChannelNotFoundError(BridgeError):
+    """Nothing was ever promoted to a channel of a model."""
+
+    def __init__(self, model_key: str, channel: str) -> None:
+        super().__init__(
+            f"{model_key} has no channel {channel!r}: {model_key}/{channel}/manifest.json is missing. "
+            f"`supabase-bridge status {model_key}` lists its channels, a promotion in MLflow makes one"
+        )
+        self.model_key = model_key
+        self.channel = channel
+
+
 class ReleaseWithoutVersionError(BridgeError):
     """A release was not made from an MLflow version, so no promotion in MLflow can make it current."""
 

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord
 from supabase_bridge.errors import InvalidDocumentError, ObjectExistsError, ObjectNotFoundError, ReleaseConflictError
 from supabase_bridge.object_store import BINARY_TYPE, ObjectStore, Progress, PutOptions
 from supabase_bridge.object_store.digest import file_sha256, sha256_of
+
+_AT_ONCE = 4
+"""How many files of a release are on their way at the same time."""
+
+
+def place_all(placing: Mapping[str, Callable[[], FileRecord]]) -> dict[str, FileRecord]:
+    """Do all of these, a few at a time, and return what each recorded.
+
+    Raises:
+        The first one's error, in their order; the others have ended by then, and nothing is begun after a failure.
+    """
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="placing") as pool:
+        begun = {name: pool.submit(place) for name, place in placing.items()}
+        wait(begun.values(), return_when=FIRST_EXCEPTION)
+        for future in begun.values():
+            future.cancel()
+    failed = [future for future in begun.values() if not future.cancelled() and future.exception() is not None]
+    return {name: future.result() for name, future in begun.items() if not failed or future in failed}
 
 
 def place_file(store: ObjectStore, key: str, path: Path, progress: Progress | None) -> FileRecord:

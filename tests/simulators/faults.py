@@ -65,9 +65,16 @@ class CorruptResponse:
     offset: int
 
 
+@dataclass(frozen=True)
+class CorruptRequest:
+    """Flip the lowest bit of one byte of an upload's body (POST, PUT, PATCH); `offset` counts in the body as sent."""
+
+    offset: int
+
+
 Action: TypeAlias = (
     "Respond | Delay | CutBeforeHandling | CutAfterHandling | CutRequestAfter | CutResponseAfter | Hang"
-    " | CorruptResponse"
+    " | CorruptResponse | CorruptRequest"
 )
 
 
@@ -94,6 +101,8 @@ class Fault:
     def matches(self, method: str, path: str) -> bool:
         """Whether the fault is meant for such a request."""
         if isinstance(self.action, CorruptResponse) and method != "GET":
+            return False
+        if isinstance(self.action, CorruptRequest) and method not in {"POST", "PUT", "PATCH"}:
             return False
         return self.method in (None, method) and (self.path_contains is None or self.path_contains in path)
 

@@ -43,6 +43,7 @@ class Body:
         self._announce: Callable[[], None] | None = announce
         self.received_bytes = 0
         self.cut_after_bytes: int | None = None
+        self.corrupt_at: int | None = None
 
     @property
     def unread_bytes(self) -> int | None:
@@ -62,7 +63,7 @@ class Body:
             self._announce = None
         if self._ended or (self._chunked and not self._in_chunk()):
             return b""
-        data = self._receive(min(limit, self._remaining, self._allowance()))
+        data = self._spoilt(self._receive(min(limit, self._remaining, self._allowance())))
         self.received_bytes += len(data)
         self._remaining -= len(data)
         if self._remaining == 0:
@@ -93,6 +94,12 @@ class Body:
         if left <= 0:
             raise ConnectionEndedError(f"cut after {self.received_bytes} bytes of the body")
         return left
+
+    def _spoilt(self, data: bytes) -> bytes:
+        index = -1 if self.corrupt_at is None else self.corrupt_at - self.received_bytes
+        if not 0 <= index < len(data):
+            return data
+        return data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
 
     def _receive(self, limit: int) -> bytes:
         try:

@@ -13,6 +13,7 @@ from typing import cast
 
 from tests.simulators.faults import (
     Action,
+    CorruptRequest,
     CutAfterHandling,
     CutBeforeHandling,
     CutRequestAfter,
@@ -88,6 +89,8 @@ class _Exchanger:
             self._stopping.wait(action.seconds)
         if isinstance(action, CutRequestAfter):
             request.body.cut_after_bytes = action.bytes
+        if isinstance(action, CorruptRequest):
+            request.body.corrupt_at = action.offset
         try:
             response = self._site.handle(request)
             if isinstance(action, CutRequestAfter):

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from tests.simulators.faults import (
     Action,
+    CorruptRequest,
     CorruptResponse,
     CutAfterHandling,
     CutBeforeHandling,
@@ -44,6 +45,7 @@ from tests.simulators.storage_tokens import ANON_KEY, SERVICE_KEY, UrlSigner
 __all__ = [
     "Action",
     "Call",
+    "CorruptRequest",
     "CorruptResponse",
     "CutAfterHandling",
     "CutBeforeHandling",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -72,10 +73,13 @@ def upload_bar() -> Callable[[int], Progress] | None:
         bar = click.progressbar(length=total_bytes, label="uploading", file=sys.stderr, width=30)
         bar.render_progress()
 
+        moving = threading.Lock()  # Several files are on their way at once.
+
         def advance(count: int) -> None:
-            bar.update(count)
-            if bar.finished:
-                bar.render_finish()
+            with moving:
+                bar.update(count)
+                if bar.finished:
+                    bar.render_finish()
 
         return advance
 

@@ -22,6 +22,8 @@ NO_CACHE = "no-cache"
 IMMUTABLE = "max-age=31536000, immutable"
 JSON_TYPE = "application/json"
 BINARY_TYPE = "application/octet-stream"
+TEXT_TYPE = "text/plain; charset=utf-8"
+YAML_TYPE = "application/yaml"
 MARKDOWN_TYPE = "text/markdown; charset=utf-8"
 
 

@@ -26,5 +26,10 @@ def open_store(settings: Settings, bucket: str) -> ObjectStore:
     from supabase_bridge.object_store.supabase import SupabaseStore
 
     return SupabaseStore(
-        url=settings.supabase_url, key=settings.service_key, bucket=bucket, timeout=settings.request_timeout
+        url=settings.supabase_url,
+        key=settings.service_key,
+        bucket=bucket,
+        timeout=settings.request_timeout,
+        resumable_threshold_bytes=settings.resumable_threshold_bytes,
+        uploads=settings.home / "uploads",
     )

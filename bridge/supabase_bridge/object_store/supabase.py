@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import httpx
 from storage3.types import SearchV2Object, SearchV2Options
 
-from supabase_bridge.config import Secret
+from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES, Secret
 from supabase_bridge.errors import (
     BridgeError,
     BucketNotFoundError,
@@ -24,22 +25,24 @@ from supabase_bridge.errors import (
 )
 from supabase_bridge.layout import TEMPORARY_PREFIX, check_object_key
 from supabase_bridge.object_store import Body, ObjectInfo, Progress, PutOptions
+from supabase_bridge.object_store.hashed_file import Sent
+from supabase_bridge.object_store.remembered_uploads import Claim, RememberedUploads, UploadName
+from supabase_bridge.object_store.signing import signed_url
 from supabase_bridge.object_store.supabase_download import Download
-from supabase_bridge.object_store.supabase_errors import FAILURES, diagnose
-from supabase_bridge.object_store.supabase_transport import TRIES, Transport
+from supabase_bridge.object_store.supabase_move import move_to_free
+from supabase_bridge.object_store.supabase_resumable import ask_for_refusal, upload_resumable
+from supabase_bridge.object_store.supabase_transport import Transport
 from supabase_bridge.object_store.supabase_upload import (
     SHARED_CONNECTION_LIMIT_BYTES,
-    Stored,
     body_size,
+    found_at,
     plain_etag,
-    read_info,
+    stored_at,
     upload,
     verify,
 )
 
 _PAGE = 1000
-_OPEN_OUTCOMES = (StoreUnavailableError, ObjectExistsError, ObjectNotFoundError)
-"""What a move may fail with although it, or an earlier try of it, was made."""
 
 _logger = logging.getLogger(__name__)
 
@@ -56,6 +59,8 @@ class SupabaseStore:
         key: Its service-role key.
         bucket: The bucket's name.
         timeout: How long one network operation may stay silent.
+        resumable_threshold_bytes: A file larger than this is sent in chunks, which survive a broken connection.
+        uploads: The directory that remembers unfinished ones of these for another process; None: they are not.
         pause: Waits between two tries; replaced in tests.
     """
 
@@ -66,9 +71,13 @@ class SupabaseStore:
         key: Secret,
         bucket: str,
         timeout: timedelta,
+        resumable_threshold_bytes: int = RESUMABLE_THRESHOLD_BYTES,
+        uploads: Path | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._bucket = bucket
+        self._resumable_threshold_bytes = resumable_threshold_bytes
+        self._remembered = RememberedUploads(uploads)
         self._transport = Transport(url=url, key=key, bucket=bucket, timeout=timeout, pause=pause)
 
     @property
@@ -93,46 +102,47 @@ class SupabaseStore:
         key is taken (measured; it is a unique index in its database). What arrived is compared with what was sent
         before the move, so that a damaged upload is never seen under its key.
 
-        An answer to the move that does not come leaves its outcome open. The upload's random token, which is in the
-        object's user metadata and moves with it, settles that: the destination carries our token only if our move was
-        made; with another token (or none) there, ours can never be made; with nothing there the move is tried again,
-        which is harmless even if the first one is still under way: one of the two finds the temporary key gone, and
-        looks again. So after every failed move the destination is read; nothing is concluded from the failure.
+        A file of more than `resumable_threshold_bytes` whose SHA-256 is given is remembered until it is in place, its
+        temporary key included, so that another process goes on where this one was stopped.
 
         Where the outcome stays unknown (StoreUnavailableError) a later `create` of the same key says ObjectExistsError
         if this one had succeeded: compare contents then.
         """
         check_object_key(key)
-        if body_size(body) > SHARED_CONNECTION_LIMIT_BYTES and self._stored(key) is not None:
-            raise ObjectExistsError(self.name, key)
-        token = uuid.uuid4().hex
-        temporary = TEMPORARY_PREFIX + token
-        try:
-            sent = upload(self._transport, temporary, body, options, token=token, progress=progress)
-            verify(self._transport, temporary, sent, self._info(temporary))
-            self._move(temporary, key, token)
-        except ObjectNotFoundError as error:
-            reason = "its temporary object was deleted by somebody else"
-            raise StoreUnavailableError(self.name, f"creating {key}", reason) from error
-        except StoreUnavailableError:
-            # The server does not answer now, or a move may be under way: whoever sweeps temporary keys takes it later.
-            raise
-        except BridgeError:
-            self._discard(temporary)
-            raise
+        with self._claim(key, body, options) as claim:
+            temporary = TEMPORARY_PREFIX + claim.token
+            if body_size(body) > SHARED_CONNECTION_LIMIT_BYTES and found_at(self._transport, key) is not None:
+                if claim.url is not None:
+                    self._discard(temporary)
+                raise ObjectExistsError(self.name, key)
+            try:
+                sent = self._send(temporary, body, options, claim, progress)
+                verify(self._transport, temporary, sent, stored_at(self._transport, temporary))
+                move_to_free(self._transport, temporary, key, claim.token)
+            except ObjectNotFoundError as error:
+                reason = "its temporary object was deleted by somebody else"
+                raise StoreUnavailableError(self.name, f"creating {key}", reason) from error
+            except StoreUnavailableError:
+                # The server does not answer now, or a move may be under way: the next `create` that remembers this
+                # upload goes on with it, or whoever sweeps temporary keys takes it later.
+                raise
+            except BridgeError:
+                self._discard(temporary)
+                raise
 
     def overwrite(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
         check_object_key(key)
-        token = uuid.uuid4().hex
-        sent = upload(self._transport, key, body, options, token=token, progress=progress)
-        stored = self._stored(key)
+        with self._claim(key, body, options) as claim:
+            token = claim.token
+            sent = self._send(key, body, options, claim, progress)
+        stored = found_at(self._transport, key)
         # Another token, or nothing: somebody else has changed the object since, and what is there is not ours to judge.
         if stored is None or stored.token not in (None, token):
             return
         try:
             verify(self._transport, key, sent, stored)
         except (CorruptObjectError, ObjectNotFoundError):
-            stored = self._stored(key)
+            stored = found_at(self._transport, key)
             if stored is not None and stored.token in (None, token):
                 raise
 
@@ -143,7 +153,7 @@ class SupabaseStore:
         return Download(self._transport, check_object_key(key)).pieces()
 
     def stat(self, key: str) -> ObjectInfo:
-        return self._info(check_object_key(key)).info
+        return stored_at(self._transport, check_object_key(key)).info
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """As the protocol says; temporary objects are listed only where `prefix` begins with their own."""
@@ -188,6 +198,9 @@ class SupabaseStore:
             request = self._transport.request(f"deleting {len(batch)} objects")
             self._transport.run(request, partial(bucket.remove, batch))
 
+    def signed_url(self, key: str, *, lifetime: timedelta) -> str:
+        return signed_url(self._transport, key, lifetime=lifetime)
+
     def close(self) -> None:
         self._transport.close()
 
@@ -202,37 +215,35 @@ class SupabaseStore:
         storage = self._transport.storage()
         self._transport.run(self._transport.request("looking for the bucket"), lambda: storage.get_bucket(self._bucket))
 
-    def _info(self, key: str) -> Stored:
-        bucket = self._transport.storage().from_(self._bucket)
-        request = self._transport.request(f"looking at {key}", key)
-        return self._transport.run(request, lambda: read_info(key, bucket.info(self._transport.path(key))))
+    @contextmanager
+    def _claim(self, key: str, body: Body, options: PutOptions) -> Iterator[Claim]:
+        """The right to an upload; what is remembered of it where it is large enough to be resumed."""
+        name = None
+        if self._is_large(body) and options.sha256 is not None:
+            name = UploadName(
+                store_url=self._transport.url(),
+                bucket=self._bucket,
+                key=key,
+                size_bytes=body_size(body),
+                sha256=options.sha256,
+            )
+        with self._remembered.claim(name) as claim:
+            yield claim
 
-    def _stored(self, key: str) -> Stored | None:
+    def _send(self, key: str, body: Body, options: PutOptions, claim: Claim, progress: Progress | None) -> Sent:
+        if isinstance(body, Path) and self._is_large(body):
+            return upload_resumable(self._transport, key, body, options, claim=claim, progress=progress)
         try:
-            return self._info(key)
-        except ObjectNotFoundError:
-            return None
+            return upload(self._transport, key, body, options, token=claim.token, progress=progress)
+        except StoreUnavailableError as error:
+            if isinstance(error.__cause__, httpx.WriteTimeout):
+                # A server that refuses an upload may leave its body unread, so that the refusal is never heard.
+                with suppress(UnexpectedAnswerError):  # One without resumable uploads cannot tell.
+                    ask_for_refusal(self._transport, key, body_size(body), options, token=claim.token)
+            raise
 
-    def _move(self, temporary: str, key: str, token: str) -> None:
-        """Move a temporary object to a key that must be free; `create` says why this is right."""
-        bucket = self._transport.storage().from_(self._bucket)
-        request = self._transport.request(f"creating {key}", key)
-        for tried in range(1, TRIES + 1):
-            try:
-                bucket.move(temporary, key)
-                return
-            except FAILURES as failure:
-                trouble = diagnose(failure, request)
-                if not isinstance(trouble.error, _OPEN_OUTCOMES):
-                    raise trouble.error from failure
-                found = self._stored(key)
-                if found is not None and found.token == token:
-                    return
-                if found is not None:
-                    raise ObjectExistsError(self.name, key) from failure
-                if tried == TRIES or isinstance(failure, httpx.TimeoutException):
-                    raise trouble.error from failure
-            self._transport.wait(request, trouble, tried=tried)
+    def _is_large(self, body: Body) -> bool:
+        return isinstance(body, Path) and body_size(body) > self._resumable_threshold_bytes
 
     def _discard(self, temporary: str) -> None:
         """Delete a temporary object if that is possible; it is never listed with the others, and swept later."""

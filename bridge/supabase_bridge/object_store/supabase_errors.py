@@ -85,6 +85,9 @@ def read_answer(response: httpx.Response, body: bytes, *, secret: str) -> Answer
     if not isinstance(facts, dict):
         facts = {}
 
+    if not facts and response.headers.get("content-type", "").startswith("text/plain"):
+        facts = {"message": " ".join(body.decode(errors="replace").split())}  # The resumable uploads' way.
+
     def text(name: str) -> str:
         return str(facts.get(name, "")).replace(secret, "***")[:_TEXT_LIMIT]
 

@@ -65,19 +65,19 @@ class Transport:
                 self._pooled = self._connect()
             return self._pooled
 
-    def storage(self) -> SyncStorageClient:
-        """storage3 over the pooled client."""
-        return self._storage(self.http())
+    def storage(self, http: httpx.Client | None = None) -> SyncStorageClient:
+        """storage3 over a client; the pooled one by default."""
+        return SyncStorageClient(self._url, headers={}, http_client=http or self.http())
 
     @contextmanager
-    def own_connection(self) -> Iterator[SyncStorageClient]:
-        """storage3 over a connection that is used for nothing else and closed at the end.
+    def own_connection(self) -> Iterator[httpx.Client]:
+        """A client whose connection is used for nothing else and closed at the end.
 
         A server that refuses an upload of more than about 100 kB leaves the rest of its body unread; the next request
         on that connection then waits until it times out.
         """
         with self._connect() as client:
-            yield self._storage(client)
+            yield client
 
     def url(self, *segments: str) -> str:
         """The URL of a route, its segments percent-encoded."""
@@ -137,9 +137,6 @@ class Transport:
             raise SettingsError("SSL_CERT_FILE", f"certificates cannot be read: {error.strerror}") from error
         except (httpx.InvalidURL, ValueError) as error:
             raise SettingsError("SUPABASE_URL", "it, or a proxy variable, cannot be connected to") from error
-
-    def _storage(self, client: httpx.Client) -> SyncStorageClient:
-        return SyncStorageClient(self._url, headers={}, http_client=client)
 
     def _check(self, response: httpx.Response) -> None:
         """Stop at every answer that is no success, before storage3 loses its `code`."""

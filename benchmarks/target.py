@@ -1,0 +1,81 @@
+"""The storage that a benchmark measures: what SUPABASE_URL names, or the simulator in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+
+from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES, Secret
+from supabase_bridge.object_store.supabase import SupabaseStore
+
+BUCKET = "benchmarks"
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A Supabase project, and whether it is the simulator."""
+
+    url: str
+    key: Secret
+    simulated: bool
+
+    def store(self, *, threshold_bytes: int = RESUMABLE_THRESHOLD_BYTES, uploads: Path | None = None) -> SupabaseStore:
+        """Our way there; its bucket exists."""
+        store = SupabaseStore(
+            url=self.url,
+            key=self.key,
+            bucket=BUCKET,
+            timeout=timedelta(seconds=60),
+            resumable_threshold_bytes=threshold_bytes,
+            uploads=uploads,
+        )
+        store.ensure_bucket()
+        return store
+
+    def bare(self) -> httpx.Client:
+        """The way without us: one kept connection, paths below the bucket."""
+        key = self.key.reveal()
+        return httpx.Client(
+            base_url=f"{self.url}/storage/v1/object/{BUCKET}/",
+            headers={"authorization": f"Bearer {key}", "apikey": key},
+            timeout=60,
+        )
+
+    def __str__(self) -> str:
+        return "the simulator" if self.simulated else self.url
+
+
+@contextmanager
+def target() -> Iterator[Target]:
+    """The project of the environment (SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY), or a simulator that ends with it."""
+    if url := os.environ.get("SUPABASE_URL"):
+        yield Target(url=url.rstrip("/"), key=Secret(os.environ["SUPABASE_SERVICE_ROLE_KEY"]), simulated=False)
+        return
+    command = [sys.executable, "-m", "tests.simulators.storage"]
+    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        try:
+            yield Target(url=told["url"], key=Secret(told["service_key"]), simulated=True)
+        finally:
+            process.stdin.close()
+            process.wait(timeout=30)
+
+
+def random_file(path: Path, size_bytes: int) -> Path:
+    """Write a file that nothing on the way can compress."""
+    with path.open("wb") as file:
+        for start in range(0, size_bytes, 1024 * 1024):
+            file.write(os.urandom(min(1024 * 1024, size_bytes - start)))
+    return path

@@ -1,0 +1,132 @@
+"""Large objects: in constant memory, and onto the local disk only when they are whole and right."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from supabase_bridge.errors import (
+    AccessDeniedError,
+    BridgeError,
+    CorruptObjectError,
+    LocalFileError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    StoreUnavailableError,
+)
+from supabase_bridge.object_store import ObjectStore, PutOptions
+from supabase_bridge.object_store.verified_download import download_verified
+from tests.conformance.conftest import BUCKET, Bench, supabase_store
+from tests.simulators.faults import CorruptRequest, CorruptResponse, CutResponseAfter, Fault, Hang
+from tests.simulators.storage import StorageSimulator
+
+ROOT = Path(__file__).parents[2]
+DATA = bytes(range(251)) * 4001
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+def test_a_file_of_300_mb_costs_no_memory_on_any_way() -> None:
+    command = [sys.executable, "-m", "benchmarks.memory", "--size", "300000000", "--limit", "48"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "highest rise" in done.stdout
+
+
+def test_a_download_is_there_whole_and_counted(bench: Bench, tmp_path: Path) -> None:
+    bench.fill({"m/a": DATA})
+    target, moved = tmp_path / "file", list[int]()
+    target.write_bytes(b"old")
+    download_verified(bench.store, "m/a", target, sha256=SHA256, progress=moved.append)
+    assert target.read_bytes() == DATA
+    assert sum(moved) == len(DATA)
+
+
+@pytest.mark.parametrize("data", [DATA[:-1], DATA + b"x", DATA[::-1], b""])
+def test_a_download_with_another_hash_changes_nothing(bench: Bench, tmp_path: Path, data: bytes) -> None:
+    bench.fill({"m/a": data})
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"old")
+    with pytest.raises(CorruptObjectError):
+        download_verified(bench.store, "m/a", folder / "file", sha256=SHA256)
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    assert (folder / "file").read_bytes() == b"old"
+
+
+def test_a_download_that_cannot_be_made_or_written_has_its_name(store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(ObjectNotFoundError):
+        download_verified(store, "m/none", tmp_path / "file", sha256=SHA256)
+    with pytest.raises(LocalFileError):
+        download_verified(store, "m/none", tmp_path / "no such folder" / "file", sha256=SHA256)
+    assert not (tmp_path / "file").exists()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    cuts=st.lists(st.integers(0, len(DATA)), max_size=6),
+    corrupted=st.none() | st.integers(0, len(DATA) - 1),
+)
+def test_wherever_a_download_is_cut_or_corrupted_the_file_is_right_or_not_there(
+    simulator: StorageSimulator, tmp_path: Path, cuts: list[int], corrupted: int | None
+) -> None:
+    simulator.put_object(BUCKET, "m/a", DATA)
+    target = tmp_path / "file"
+    target.unlink(missing_ok=True)
+    for offset in cuts:
+        simulator.inject(Fault(action=CutResponseAfter(offset), method="GET", times=1))
+    if corrupted is not None:
+        simulator.inject(Fault(action=CorruptResponse(corrupted), times=1))
+    store = supabase_store(simulator)
+    try:
+        download_verified(store, "m/a", target, sha256=SHA256)
+    except (CorruptObjectError, StoreUnavailableError):
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert target.read_bytes() == DATA
+    simulator.clear_faults()
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("refused", "expected"),
+    [("size", ObjectTooLargeError), ("key", AccessDeniedError), ("nothing", StoreUnavailableError)],
+)
+def test_a_refusal_that_leaves_a_large_body_unread_has_its_name_all_the_same(
+    simulator: StorageSimulator, tmp_path: Path, refused: str, expected: type[BridgeError]
+) -> None:
+    headers = {"authorization": f"Bearer {simulator.service_key}"}
+    limit = 10_000_000 if refused == "size" else 100_000_000
+    bucket = {"name": BUCKET, "public": False, "file_size_limit": limit}
+    assert httpx.post(f"{simulator.url}/storage/v1/bucket", headers=headers, json=bucket).status_code == 200
+    if refused == "nothing":
+        simulator.inject(Fault(action=Hang(), method="POST", path_contains="/object/"))
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(40_000_000)  # More than the sockets' buffers take.
+    key = simulator.anon_key if refused == "key" else simulator.service_key
+    hasty = supabase_store(simulator, key=key, timeout=0.5)
+    with pytest.raises(expected):
+        hasty.overwrite("m/a", path, PutOptions())
+    assert simulator.object_keys(BUCKET) == []
+    hasty.close()
+
+
+@pytest.mark.parametrize("place", [0, 300_000, len(DATA) - 1])
+def test_the_simulator_corrupts_one_byte_of_an_upload_and_of_nothing_else(
+    simulator: StorageSimulator, place: int
+) -> None:
+    headers = {"authorization": f"Bearer {simulator.service_key}"}
+    with httpx.Client(base_url=f"{simulator.url}/storage/v1", headers=headers) as client:
+        client.post("/bucket", json={"name": BUCKET})
+        simulator.inject(Fault(action=CorruptRequest(place), times=1))
+        client.get("/bucket")
+        assert client.post(f"/object/{BUCKET}/a", content=DATA).status_code == 200
+    stored = simulator.object_bytes(BUCKET, "a")
+    assert [index for index, pair in enumerate(zip(stored, DATA, strict=True)) if pair[0] != pair[1]] == [place]
