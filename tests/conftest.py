@@ -17,7 +17,7 @@ def _own_surroundings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pyt
     home: Path = tmp_path_factory.getbasetemp() / "home"
     home.mkdir(exist_ok=True)
     monkeypatch.setenv("HOME", str(home))
-    return
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

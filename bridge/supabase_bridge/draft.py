@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model
-from yaml import YAMLError  # type: ignore[import-untyped]  # PyYAML, which MLflow reads MLmodel with, has no annotations
-
 from supabase_bridge import onnx_file
 from supabase_bridge.documents import LIMIT_BYTES, parse_object
 from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError
-from supabase_bridge.layout import META_NAME, METRICS_NAME, SUMMARY_NAME
+from supabase_bridge.layout import ENVIRONMENT_NAMES, META_NAME, METRICS_NAME, SUMMARY_NAME
+from supabase_bridge.mlflow_model import parse_mlmodel
 from supabase_bridge.selection import Selection
 from supabase_bridge.source import SourceFile
 
@@ -30,6 +27,8 @@ class Draft:
         meta: The job's own model_meta.json; empty where it wrote none.
         metrics: The job's own metrics.json; empty where it wrote none.
         summary: The job's own summary.md; None where it wrote none.
+        mlmodel: The version's MLmodel; empty where it has none.
+        environment: The version's own files of `ENVIRONMENT_NAMES`, by name.
     """
 
     onnx: Path
@@ -37,6 +36,8 @@ class Draft:
     meta: Mapping[str, Any]
     metrics: Mapping[str, Any]
     summary: bytes | None
+    mlmodel: Mapping[str, Any]
+    environment: Mapping[str, bytes]
 
     @property
     def size_bytes(self) -> int:
@@ -52,21 +53,26 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
         InvalidModelFileError: the ONNX file is corrupt, or its weights are missing or too large for one file.
         InvalidDocumentError: a document of the job's is no JSON object, or too large.
     """
-    meta = _read(selection, META_NAME, directory)
-    metrics = _read(selection, METRICS_NAME, directory)
+    meta = _read(selection.document(META_NAME), directory)
+    metrics = _read(selection.document(METRICS_NAME), directory)
+    mlmodel = _read(selection.mlmodel(), directory)
+    described = {} if mlmodel is None else parse_mlmodel(mlmodel)
+    found = {name: _read(selection.environment(name), directory) for name in ENVIRONMENT_NAMES}
     state_dict = selection.state_dict()
     return Draft(
-        onnx=_onnx(selection, directory),
+        onnx=_onnx(selection, described.get("flavors", {}), directory),
         state_dict=None if state_dict is None else state_dict.fetch(_own(directory, "state_dict")),
         meta={} if meta is None else parse_object(meta, META_NAME),
         metrics={} if metrics is None else parse_object(metrics, METRICS_NAME),
-        summary=_read(selection, SUMMARY_NAME, directory),
+        summary=_read(selection.document(SUMMARY_NAME), directory),
+        mlmodel=described,
+        environment={name: data for name, data in found.items() if data is not None},
     )
 
 
-def _onnx(selection: Selection, directory: Path) -> Path:
+def _onnx(selection: Selection, flavors: Mapping[str, Any], directory: Path) -> Path:
     """The version's ONNX model as one checked file."""
-    chosen = selection.onnx(_flavors(selection, directory))
+    chosen = selection.onnx(flavors)
     fetched = chosen.fetch(_own(directory, "onnx"))
     beside = onnx_file.external_files(fetched)
     if beside:
@@ -91,23 +97,15 @@ def _gather(selection: Selection, chosen: SourceFile, fetched: Path, beside: tup
     return model
 
 
-def _flavors(selection: Selection, directory: Path) -> Mapping[str, Any]:
-    found = selection.mlmodel()
-    if found is None:
-        return {}
-    try:
-        return dict(Model.load(str(found.fetch(_own(directory, "mlmodel")))).flavors)
-    except (MlflowException, YAMLError, ValueError, TypeError, AttributeError) as error:
-        raise InvalidDocumentError("MLmodel", str(error)[:300]) from error
-
-
-def _read(selection: Selection, name: str, directory: Path) -> bytes | None:
-    found = selection.document(name)
+def _read(found: SourceFile | None, directory: Path) -> bytes | None:
     if found is None:
         return None
     if found.size_bytes is not None and found.size_bytes > LIMIT_BYTES:
         raise InvalidDocumentError(found.path, f"larger than {LIMIT_BYTES} bytes")
-    return found.fetch(_own(directory, name)).read_bytes()
+    data = found.fetch(_own(directory, found.name)).read_bytes()
+    if len(data) > LIMIT_BYTES:
+        raise InvalidDocumentError(found.path, f"larger than {LIMIT_BYTES} bytes")
+    return data
 
 
 def _own(directory: Path, name: str) -> Path:

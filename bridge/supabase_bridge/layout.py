@@ -15,6 +15,9 @@ from supabase_bridge.errors import InvalidChannelError, InvalidModelKeyError, In
 META_NAME = "model_meta.json"
 METRICS_NAME = "metrics.json"
 SUMMARY_NAME = "summary.md"
+MLMODEL_NAME = "MLmodel"
+ENVIRONMENT_NAMES = ("conda.yaml", "python_env.yaml", "requirements.txt")
+"""What MLflow recreates a model's Python environment from; MLmodel refers to the first two, the second to the third."""
 MANIFEST_NAME = "manifest.json"
 HISTORY_NAME = "history"
 TEMPORARY_PREFIX = "_tmp/"

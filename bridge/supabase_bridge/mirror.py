@@ -9,8 +9,10 @@ import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from supabase_bridge import mlflow_model, onnx_file
 from supabase_bridge.activate import VerifiedRelease, verify_release
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.completion import (
@@ -32,10 +34,18 @@ from supabase_bridge.errors import (
     ReleaseNotFoundError,
 )
 from supabase_bridge.identity import model_key, release_run_id
-from supabase_bridge.layout import META_NAME, METRICS_NAME, SUMMARY_NAME, ChannelKeys, ReleaseKeys, RunId
-from supabase_bridge.object_store import JSON_TYPE, MARKDOWN_TYPE, ObjectStore, Progress
+from supabase_bridge.layout import (
+    META_NAME,
+    METRICS_NAME,
+    MLMODEL_NAME,
+    SUMMARY_NAME,
+    ChannelKeys,
+    ReleaseKeys,
+    RunId,
+)
+from supabase_bridge.object_store import JSON_TYPE, MARKDOWN_TYPE, TEXT_TYPE, YAML_TYPE, ObjectStore, Progress
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
-from supabase_bridge.placing import place_document, place_file
+from supabase_bridge.placing import place_all, place_document, place_file
 from supabase_bridge.registry import RegisteredVersion, Registry
 from supabase_bridge.selection import Selection
 from supabase_bridge.source import Sources, VersionSource
@@ -124,23 +134,20 @@ class Mirror:
         notes = release_notes(drafted, facts)
         # The documents' own errors come before any byte is uploaded.
         complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes).to_bytes()
-        files: dict[str, FileRecord] = {}
-        if draft.state_dict is not None:
-            files[keys.state_dict_name] = place_file(
-                self._store, keys.file(keys.state_dict_name), draft.state_dict, progress
-            )
-        files[keys.onnx_name] = place_file(self._store, keys.onnx, draft.onnx, progress)
-        files[METRICS_NAME] = place_document(
-            self._store,
-            keys.metrics,
-            drafted.to_bytes(),
-            content_type=JSON_TYPE,
-            same=lambda found: Metrics.parse(found).run_id == str(keys.run_id),
-        )
-        summary = draft.summary or draft_summary(keys.model_key, drafted, facts).encode()
-        files[SUMMARY_NAME] = place_document(
-            self._store, keys.file(SUMMARY_NAME), summary, content_type=MARKDOWN_TYPE, same=lambda _: True
-        )
+        summary = draft_summary(keys.model_key, drafted, facts).encode()
+        tensors = onnx_file.tensors(draft.onnx)
+        model = mlflow_model.model_files(draft.mlmodel, draft.environment, tensors, keys=keys, facts=facts)
+        placing: dict[str, Callable[[], FileRecord]] = {
+            keys.onnx_name: lambda: place_file(self._store, keys.onnx, draft.onnx, progress),
+            METRICS_NAME: lambda: self._place_metrics(keys, drafted),
+            SUMMARY_NAME: lambda: self._place_summary(keys, draft.summary or summary),
+        }
+        if (state_dict := draft.state_dict) is not None:
+            weights = keys.file(keys.state_dict_name)
+            placing[keys.state_dict_name] = lambda: place_file(self._store, weights, state_dict, progress)
+        for name, data in model.items():
+            placing[name] = partial(self._place_model_file, keys, name, data)
+        files = place_all(placing)
         meta = complete_meta(draft.meta, facts, keys=keys, origin=origin, files=files, release_notes=notes)
         place_document(
             self._store,
@@ -149,6 +156,29 @@ class Mirror:
             content_type=JSON_TYPE,
             same=lambda found: ModelMeta.parse(found).files == meta.files,
         )
+
+    def _place_metrics(self, keys: ReleaseKeys, drafted: Metrics) -> FileRecord:
+        return place_document(
+            self._store,
+            keys.metrics,
+            drafted.to_bytes(),
+            content_type=JSON_TYPE,
+            same=lambda found: Metrics.parse(found).run_id == str(keys.run_id),
+        )
+
+    def _place_summary(self, keys: ReleaseKeys, summary: bytes) -> FileRecord:
+        return place_document(
+            self._store, keys.file(SUMMARY_NAME), summary, content_type=MARKDOWN_TYPE, same=lambda _: True
+        )
+
+    def _place_model_file(self, keys: ReleaseKeys, name: str, data: bytes) -> FileRecord:
+        """Place MLmodel or an environment file; what an earlier attempt made, on another machine perhaps, stays."""
+
+        def same(found: bytes) -> bool:
+            return name != MLMODEL_NAME or mlflow_model.names_onnx_file(found, keys.onnx_name)
+
+        content_type = TEXT_TYPE if name.endswith(".txt") else YAML_TYPE
+        return place_document(self._store, keys.file(name), data, content_type=content_type, same=same)
 
     def _baseline(self, keys: ReleaseKeys) -> Metrics | None:
         """The metrics of the release that is current now; none where nothing is, or its metrics are not to be had."""

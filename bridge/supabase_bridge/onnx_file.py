@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
@@ -14,16 +17,47 @@ from supabase_bridge.errors import InvalidModelFileError
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """An input or output of a graph.
+
+    Attributes:
+        dtype: The type of its elements; None where numpy has none, or it is no tensor.
+        shape: -1 for what is not fixed.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """What a graph must be given, and what it gives."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+def tensors(path: Path) -> Tensors:
+    """The inputs and outputs of the ONNX model at `path`.
+
+    Raises:
+        InvalidModelFileError: it is no ONNX model.
+    """
+    graph = _load(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    return Tensors(inputs=_described(inputs), outputs=_described(graph.output))
+
+
 def external_files(path: Path) -> tuple[str, ...]:
     """The files, relative to the ONNX file, that hold its weights; none for a model that is whole.
 
     Raises:
         InvalidModelFileError: it is no ONNX model.
     """
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
-        raise InvalidModelFileError(path.name, str(error)[:300]) from error
+    model = _load(path)
     locations = {
         entry.value
         for part in (model.graph, *model.functions)
@@ -69,6 +103,34 @@ def check(path: Path) -> None:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, ValueError) as error:
         raise InvalidModelFileError(path.name, str(error).strip()[:300]) from error
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """The model without weights that lie beside it."""
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise InvalidModelFileError(path.name, str(error)[:300]) from error
+
+
+def _described(values: Sequence[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:
+    return tuple(
+        Tensor(
+            name=value.name,
+            dtype=_dtype(value.type.tensor_type.elem_type),
+            shape=tuple(
+                size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim
+            ),
+        )
+        for value in values
+    )
+
+
+def _dtype(element_type: int) -> np.dtype[Any] | None:
+    try:
+        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+    except KeyError:
+        return None
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:

@@ -8,15 +8,16 @@ from typing import Any
 from supabase_bridge.errors import ModelFileAmbiguousError, ModelFileMissingError
 from supabase_bridge.source import SourceFile, VersionSource
 
-_STATE_DICT_SUFFIXES = (".pt", ".pth")
+_STATE_DICT_SUFFIXES = (".pt", ".pth", ".pt2")
+"""What torch.save and MLflow write, in the order of preference: a state_dict, a pickled model, an exported program."""
 
 
 class Selection:
     """A version's files, found once and chosen from by rule.
 
-    The rules, for each kind of file, in this order: what MLmodel names; `<model>_latest.<ext>`, the specification's
-    name for the newest training; the only file of the kind, first in the model's own directory, then among the run's
-    artifacts.
+    The rules, for each kind of file, in this order: what MLmodel names; then, first in the model's own directory and
+    only if nothing is there among the run's artifacts, `<model>_latest.<ext>`, the specification's name for the newest
+    training, and the only file with the extension. Of several extensions of one kind the first that is there counts.
     """
 
     def __init__(self, source: VersionSource, *, model: str, model_key: str, version: int) -> None:
@@ -61,6 +62,10 @@ class Selection:
         """
         return self._choose(*_STATE_DICT_SUFFIXES)
 
+    def environment(self, name: str) -> SourceFile | None:
+        """A file beside MLmodel that says in which Python environment the model runs."""
+        return self._at_top(self._model_files, name)
+
     def document(self, name: str) -> SourceFile | None:
         """A document by its name: the one in the model's directory, or the run's nearest to the top.
 
@@ -83,11 +88,11 @@ class Selection:
 
     def _choose(self, *suffixes: str) -> SourceFile | None:
         for files in (self._model_files, self._run_files):
-            latest = [f"{self._model_key}_latest{suffix}" for suffix in suffixes]
-            by_name = self._only([file for file in files if file.name in latest])
-            chosen = by_name or self._only([file for file in files if file.name.endswith(suffixes)])
-            if chosen is not None:
-                return chosen
+            named = [[file for file in files if file.name == f"{self._model_key}_latest{end}"] for end in suffixes]
+            of_kind = [[file for file in files if file.name.endswith(end)] for end in suffixes]
+            for candidates in (*named, *of_kind):
+                if (chosen := self._only(candidates)) is not None:
+                    return chosen
         return None
 
     def _only(self, found: Sequence[SourceFile]) -> SourceFile | None:

@@ -14,6 +14,7 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_supabase.artifact_repository import SupabaseArtifactRepository
+from mlflow_supabase.signing_repository import SigningArtifactRepository
 from supabase_bridge.config import Settings
 from supabase_bridge.object_store import ObjectStore, PutOptions
 from supabase_bridge.object_store.opening import open_store
@@ -312,7 +313,7 @@ def test_both_forms_in_which_mlflow_makes_a_repository_work() -> None:
     full = SupabaseArtifactRepository(ROOT, tracking_uri="http://t", registry_uri="supabase+sqlite:///r")
     assert (full.artifact_uri, full.tracking_uri, full.registry_uri) == (ROOT, "http://t", "supabase+sqlite:///r")
     found = get_artifact_repository(ROOT)
-    assert type(found) is SupabaseArtifactRepository
+    assert type(found) is (SupabaseArtifactRepository if Settings.load().embedded else SigningArtifactRepository)
     assert found.list_artifacts() == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.e2e.released import released
 from tests.registry_fixtures import (
     directory_scene,
     directory_settings,
@@ -19,6 +20,7 @@ __all__ = [
     "directory_settings",
     "empty_database",
     "make_scene",
+    "released",
     "scene",
     "settings",
     "simulator",

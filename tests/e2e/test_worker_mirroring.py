@@ -20,6 +20,10 @@ RELEASE = {
     f"{PREFIX}metrics.json",
     f"{PREFIX}model_meta.json",
     f"{PREFIX}summary.md",
+    f"{PREFIX}MLmodel",
+    f"{PREFIX}conda.yaml",
+    f"{PREFIX}python_env.yaml",
+    f"{PREFIX}requirements.txt",
 }
 
 
@@ -35,7 +39,7 @@ def summary(scene: Scene) -> str:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_registering_a_version_mirrors_all_five_files(scene: Scene) -> None:
+def test_registering_a_version_mirrors_every_file(scene: Scene) -> None:
     version = scene.train()
     scene.work()
     found = scene.objects()

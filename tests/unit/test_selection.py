@@ -117,8 +117,8 @@ def test_a_state_dict_is_found_by_either_ending(name: str, tmp_path: Path) -> No
 
 def test_several_state_dicts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFileAmbiguousError) as refused:
-        selection(tmp_path, model=[], run=["a.pt", "b.pth"]).state_dict()
-    assert refused.value.candidates == ("a.pt", "b.pth")
+        selection(tmp_path, model=[], run=["a.pt", "b.pt"]).state_dict()
+    assert refused.value.candidates == ("a.pt", "b.pt")
 
 
 def test_mlmodel_is_the_one_at_the_top_of_the_models_directory(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""`mlflow models` on releases: what the manifest points at answers, with no MLflow server in reach."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.processes import mlflow_command, run, serving, surroundings
+from tests.e2e.released import Released
+from tests.e2e.two_releases import WIDTH
+from tests.simulators.storage import StorageSimulator
+
+REQUEST = {"inputs": {"user_features": [[0.5] * WIDTH] * 2, "item_features": [[0.25] * WIDTH] * 3}}
+NO_SERVER = "http://127.0.0.1:9"
+"""Port 9 discards: whoever asks the tracking server is refused."""
+
+_LOAD = """
+import sys, mlflow.onnx
+print([output.name for output in mlflow.onnx.load_model(sys.argv[1]).graph.output])
+"""
+
+
+class Place:
+    """Where one test runs commands, and on which store."""
+
+    def __init__(self, directory: Path, released: Released, simulator: StorageSimulator | None) -> None:
+        self.directory = directory
+        self._released = released
+        variables = {"SUPABASE_BRIDGE_HOME": str(released.home), "MLFLOW_TRACKING_URI": NO_SERVER}
+        if simulator is not None:
+            released.fill(simulator)
+            variables |= {"SUPABASE_URL": simulator.url, "SUPABASE_SERVICE_ROLE_KEY": simulator.service_key}
+        self.variables = variables
+
+    def environment(self, model: str) -> dict[str, str]:
+        variables = dict(self.variables)
+        if model.startswith("models:"):
+            variables["MLFLOW_TRACKING_URI"] = self._released.database
+            variables["MLFLOW_REGISTRY_URI"] = f"supabase+{self._released.database}"
+        return surroundings(self.directory, **variables)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path, released: Released) -> Place:
+    """On the kind of store that the test's parameter names."""
+    on_project = request.node.callspec.params.get("kind") == "project"
+    return Place(tmp_path, released, request.getfixturevalue("simulator") if on_project else None)
+
+
+def _model(spelling: str, released: Released) -> str:
+    return spelling.format(**{f"run_{number}": run_id for number, run_id in released.run_ids.items()})
+
+
+def _check(answer: object, version: int) -> None:
+    assert answer == {
+        "predictions": {"user_embedding": [[1.0] * WIDTH] * 2, "item_embedding": [[version + 0.25] * WIDTH] * 3}
+    }
+
+
+@pytest.mark.parametrize(
+    ("spelling", "version", "kind"),
+    [
+        ("supabase://models/two_tower@latest", 1, "embedded"),
+        ("supabase://models/two_tower@staging", 2, "project"),
+        ("supabase://models/two_tower/{run_2}", 2, "embedded"),
+        ("models:/two_tower/Production", 1, "embedded"),
+    ],
+)
+def test_mlflow_models_predict_answers_from_a_release(
+    place: Place,
+    released: Released,
+    spelling: str,
+    version: int,
+    kind: str,  # noqa: ARG001 (see `place`)
+) -> None:
+    model = _model(spelling, released)
+    given, answer = place.directory / "input.json", place.directory / "output.json"
+    given.write_text(json.dumps(REQUEST))
+    command = mlflow_command(
+        "models", "predict", "-m", model, "--env-manager", "local", "-i", str(given), "-o", str(answer)
+    )
+    run(command, cwd=place.directory, env=place.environment(model))
+    _check(json.loads(answer.read_text()), version)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "version", "kind"),
+    [
+        ("supabase://models/two_tower@latest", 1, "project"),
+        ("supabase://models/two_tower@staging", 2, "embedded"),
+        ("supabase://models/two_tower/{run_1}", 1, "project"),
+        ("models:/two_tower/Production", 1, "embedded"),
+    ],
+)
+def test_mlflow_models_serve_answers_a_request_from_a_release(
+    place: Place,
+    released: Released,
+    spelling: str,
+    version: int,
+    kind: str,  # noqa: ARG001 (see `place`)
+) -> None:
+    model = _model(spelling, released)
+    command = mlflow_command("models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1")
+    with serving(command, cwd=place.directory, env=place.environment(model), health="/ping") as url:
+        request = urllib.request.Request(
+            f"{url}/invocations", json.dumps(REQUEST).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answered:
+            _check(json.load(answered), version)
+
+
+@pytest.mark.parametrize("kind", ["project"])
+def test_a_second_process_loads_a_release_without_reading_a_file_over_the_network(
+    place: Place,
+    simulator: StorageSimulator,
+    kind: str,  # noqa: ARG001 (see `place`)
+) -> None:
+    model = "supabase://models/two_tower@latest"
+    command = [sys.executable, "-c", _LOAD, model]
+    said = []
+    bodies = []
+    for _ in range(2):
+        simulator.reset_calls()
+        said.append(run(command, cwd=place.directory, env=place.environment(model)))
+        read = [call.path for call in simulator.calls() if call.method == "GET" and call.status == 200]
+        bodies.append([path.rsplit("/", 1)[1] for path in read])
+    assert said[0] == said[1] == "['user_embedding', 'item_embedding']\n"
+    assert {"MLmodel", "manifest.json", "requirements.txt"} <= set(bodies[0])
+    assert set(bodies[1]) == {"manifest.json"}
+
+
+@pytest.mark.parametrize("kind", ["project"])
+def test_what_the_simulator_serves_damaged_is_not_served_on(
+    place: Place,
+    released: Released,
+    simulator: StorageSimulator,
+    kind: str,  # noqa: ARG001 (see `place`)
+) -> None:
+    key = f"two_tower/{released.run_ids['1']}/requirements.txt"
+    simulator.put_object("models", key, b"evil==1.0")
+    with pytest.raises(AssertionError, match="damaged: expected SHA-256"):
+        run(
+            [sys.executable, "-c", _LOAD, "supabase://models/two_tower@latest"],
+            cwd=place.directory,
+            env=place.environment("supabase:"),
+        )
