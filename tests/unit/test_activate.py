@@ -182,6 +182,26 @@ def test_a_crash_after_the_log_entry_is_healed_by_the_next_activation(store: Dir
     assert published(store) == crashed.to_bytes()
 
 
+def test_a_writer_overtaken_whenever_it_writes_the_manifest_looks_until_nobody_was_faster() -> None:
+    others: list[int] = []
+
+    def overtake(operation: str, key: str) -> None:
+        if others and (operation, key) == ("overwrite", LATEST.manifest):
+            number, later = others[0], others[1:]
+            others.clear()
+            switch_to(store, number, event(10 - len(later)))
+            others.extend(later)
+
+    store = MemoryStore(overtake)
+    for number in (1, 2, 3):
+        lay_out(store, number)
+    switch_to(store, 1, event(1))
+    others.extend([3, 1])
+    assert switch_to(store, 2, event(2)).head.sequence == 4
+    assert named(store) == [1, 3, 2]
+    assert published(store) == entries(store)[-1].to_bytes()
+
+
 def test_the_very_first_entry_is_healed_too(store: DirectoryStore) -> None:
     entry = switch_to(store, 1, event(1)).entry
     store.delete([LATEST.manifest])

@@ -184,8 +184,12 @@ class ChannelLogMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def a_writer_ends_while_the_others_stand_still(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.alive)).finish()
-        assert self.published_bytes() == entries(self.store)[-1].to_bytes()
+        writer = data.draw(st.sampled_from(self.alive))
+        # One that stands in its last look may have read already what another then wrote over; that one looks once more.
+        looks_afresh = writer.next_operation in WRITES
+        writer.finish()
+        if looks_afresh:
+            assert self.published_bytes() == entries(self.store)[-1].to_bytes()
 
     def published_bytes(self) -> bytes | None:
         try:
