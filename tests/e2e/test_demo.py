@@ -11,12 +11,20 @@ from tests.commands import Said, execute, lines_matching
 from tests.registry_fixtures import supabase_environment
 from tests.simulators.storage import StorageSimulator
 
+README = Path(__file__).parents[2] / "README.md"
 RUN_ID = r"[0-9]{8}T[0-9]{6}Z(?:-v[0-9]+)?"
 
 
 def trained(said: Said) -> list[str]:
     """The run_ids of the versions that a demonstration mirrored, in order."""
-    return re.findall(rf"^  mirrored as models/\w+/({RUN_ID})/ \(5 files, [0-9]+ kB\)$", said.out, re.MULTILINE)
+    return re.findall(rf"^  mirrored as models/\w+/({RUN_ID})/ \(9 files, [0-9]+ kB\)$", said.out, re.MULTILINE)
+
+
+def without_figures(transcript: str) -> str:
+    """A transcript with what differs from run to run taken out; which run_id stands where stays."""
+    for number, run_id in enumerate(dict.fromkeys(re.findall(RUN_ID, transcript)), start=1):
+        transcript = transcript.replace(run_id, f"<run {number}>")
+    return re.sub(r"[0-9]+(\.[0-9]+)? kB|0\.[0-9]{3}", "<figure>", transcript)
 
 
 def printed_manifest(said: Said) -> dict[str, Any]:
@@ -55,6 +63,12 @@ def test_the_demo_ends_with_version_1_current_again_and_may_be_run_again(tmp_pat
     for key in (manifest["current"]["onnx_path"], manifest["previous"][0]["onnx_path"]):
         assert (home / "supabase/models" / key).is_file()
     assert lines_matching(said.out, rf"^  supabase-bridge (status|server) --home {home}")
+
+    shown = re.search(
+        r"<!-- transcript: demo -->\n```\n\$ supabase-bridge demo\n(.*?)```", README.read_text(), re.DOTALL
+    )
+    assert shown is not None
+    assert without_figures(said.out).startswith(without_figures(shown[1]))
 
     again = execute("demo", "--home", home, directory=tmp_path)
     assert again.code == 0, again.err
