@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -65,18 +66,20 @@ class Effects:
         self._log = log
         self._kill = kill
         self._count = 0
+        self._counting = threading.Lock()  # Several files are placed at once.
 
     def __call__(self, name: str, act: Callable[[], _T]) -> _T:
-        self._count += 1
-        with self._log.open("a") as log:
+        with self._counting, self._log.open("a") as log:
+            self._count += 1
+            number = self._count
             log.write(f"{name}\n")
-        self._reached("before")
+        self._reached(number, "before")
         result = act()
-        self._reached("after")
+        self._reached(number, "after")
         return result
 
-    def _reached(self, moment: str) -> None:
-        if self._kill == Kill(self._count, moment):
+    def _reached(self, number: int, moment: str) -> None:
+        if self._kill == Kill(number, moment):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
