@@ -152,7 +152,7 @@ def test_mirror_prints_the_run_id_and_moves_no_pointer(directory_scene: Scene) -
     said = run_command(directory_scene, "mirror", MODEL, version)
     assert (said.code, said.out) == (0, f"{RUN_ID}\n")
     assert said.err.startswith("store:    directory ")
-    assert len(directory_scene.objects(f"{MODEL}/{RUN_ID}/")) == 5
+    assert len(directory_scene.objects(f"{MODEL}/{RUN_ID}/")) == 9
     assert directory_scene.head() is None
     before = directory_scene.objects()
     again = invoke("mirror", MODEL, version, "--home", directory_scene.settings.home)
