@@ -189,17 +189,17 @@ def test_a_writer_overtaken_whenever_it_writes_the_manifest_looks_until_nobody_w
         if others and (operation, key) == ("overwrite", LATEST.manifest):
             number, later = others[0], others[1:]
             others.clear()
-            switch_to(store, number, event(10 - len(later)))
+            switch_to(memory, number, event(10 - len(later)))
             others.extend(later)
 
-    store = MemoryStore(overtake)
+    memory = MemoryStore(overtake)
     for number in (1, 2, 3):
-        lay_out(store, number)
-    switch_to(store, 1, event(1))
+        lay_out(memory, number)
+    switch_to(memory, 1, event(1))
     others.extend([3, 1])
-    assert switch_to(store, 2, event(2)).head.sequence == 4
-    assert named(store) == [1, 3, 2]
-    assert published(store) == entries(store)[-1].to_bytes()
+    assert switch_to(memory, 2, event(2)).head.sequence == 4
+    assert named(memory) == [1, 3, 2]
+    assert published(memory) == entries(memory)[-1].to_bytes()
 
 
 def test_the_very_first_entry_is_healed_too(store: DirectoryStore) -> None:
