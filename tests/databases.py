@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+
+from tests.requirements_on_machine import free_port, missing
 
 _LIMIT_SECONDS = 60
 
@@ -44,7 +45,7 @@ def postgresql() -> Iterator[DatabaseServer]:
     with _private_directory() as home:
         data = home / "data"
         _run([initdb, "-D", data, "-U", "mlflow", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"], home)
-        port = _free_port()
+        port = free_port()
         options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off -c synchronous_commit=off -c max_connections=60"
         pg_ctl = initdb.with_name("pg_ctl")
         _run([pg_ctl, "-D", data, "-l", home / "log", "-w", "-t", str(_LIMIT_SECONDS), "-o", options, "start"], home)
@@ -62,7 +63,7 @@ def mariadb() -> Iterator[DatabaseServer]:
     installer = _binary("mariadb-install-db", [], install="mariadb-server")
     admin = _binary("mariadb-admin", [], install="mariadb-client")
     with _private_directory() as home:
-        data, user_sql, port = home / "data", home / "user.sql", _free_port()
+        data, user_sql, port = home / "data", home / "user.sql", free_port()
         _run([installer, "--no-defaults", f"--datadir={data}", "--skip-test-db"], home)
         # One statement a line, or the server reads them as one.
         user_sql.write_text("CREATE USER mlflow@'127.0.0.1';\nGRANT ALL ON *.* TO mlflow@'127.0.0.1';\n")
@@ -96,10 +97,7 @@ def _binary(name: str, directories: Sequence[Path], *, install: str) -> Path:
             return directory / name
     if found := shutil.which(name):
         return Path(found).resolve()
-    message = f"no {name} here: `apt-get install {install}` (the tests start a private server of their own)"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    return missing(name, install)
 
 
 def _unprivileged() -> str | None:
@@ -133,10 +131,3 @@ def _run(command: Sequence[str | Path], home: Path) -> None:
     if done.returncode != 0:
         logs = "\n".join(path.read_text() for path in (output, home / "log") if path.exists())
         pytest.fail(f"{command[0]} ended with {done.returncode}:\n{logs}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

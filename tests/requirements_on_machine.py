@@ -1,9 +1,10 @@
-"""What a test needs of the machine it runs on, and what happens where that is missing."""
+"""What a test needs of the machine it runs on: programs, or a word on what to install, and free ports."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,3 +23,11 @@ def program(name: str, *, install: str) -> Path:
     """A program of this machine; skips, or fails in CI, where there is none."""
     found = shutil.which(name)
     return Path(found) if found else missing(name, install)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

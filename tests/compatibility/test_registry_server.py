@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import sqlalchemy as sa
 
 from supabase_bridge.outbox.events import EventKind
 from tests.compatibility.registries import MODEL, SOURCE, event, recorded
+from tests.requirements_on_machine import free_port
 
 _LIMIT_SECONDS = 120
 
@@ -25,9 +25,7 @@ _LIMIT_SECONDS = 120
 @contextmanager
 def _server(database: Path) -> Iterator[str]:
     """An `mlflow server` on a free port; its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = [f"--backend-store-uri=sqlite:///{database}", f"--registry-store-uri=supabase+sqlite:///{database}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW", "PYTEST"))}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tests.requirements_on_machine import free_port
 
 LIMIT_SECONDS = 120
 
@@ -61,9 +62,7 @@ def started(
 @contextmanager
 def serving(command: Sequence[str], *, cwd: Path, env: Mapping[str, str], health: str = "/health") -> Iterator[str]:
     """A server that is given `--port` behind the command; its URL, once it answers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     with started([*command, "--port", str(port)], cwd=cwd, env=env) as process:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + LIMIT_SECONDS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sysconfig
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from supabase_bridge.documents import Manifest
 from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
+from tests.requirements_on_machine import free_port
 from tests.simulators.storage import StorageSimulator
 
 BUCKET = "models"
@@ -82,7 +82,7 @@ def serve(home: Path, simulator: StorageSimulator) -> Iterator[Served]:
     """Run a server on a free port, its home being made where it is missing."""
     home.mkdir(parents=True, exist_ok=True)
     said = home / "server.log"
-    port = _free_port()
+    port = free_port()
     script = Path(sysconfig.get_path("scripts")) / "supabase-bridge"
     command = [str(script), "server", "--home", str(home), "--port", str(port)]
     # To a file, since nobody would read a pipe; cwd, since MLflow makes ./mlruns wherever it is.
@@ -125,13 +125,6 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, said: Pat
             return False
 
     until(answers, "the server to answer", limit_seconds=_START_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _log_trainings(url: str, model: str, ends: Sequence[datetime], directory: Path) -> list[str]:

@@ -20,6 +20,7 @@ import pytest
 
 from tests.commands import EXECUTABLE, clean_environment, execute, invoke
 from tests.registry_fixtures import MODEL, tiny_onnx
+from tests.requirements_on_machine import free_port
 
 _LIMIT_SECONDS = 120
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -132,13 +133,6 @@ def until(reached: Callable[[], object], what: str) -> None:
     while not reached():
         assert time.monotonic() < deadline, f"waited {_LIMIT_SECONDS} seconds for {what}"
         pause.wait(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def parents() -> Mapping[int, int]:
