@@ -21,10 +21,6 @@ class Triggers:
     stages: tuple[str, ...]
     aliases: tuple[str, ...]
 
-    def held_by(self, stage: str, aliases: frozenset[str]) -> bool:
-        """True where a version in this stage and with these aliases holds one of them."""
-        return stage in self.stages or not aliases.isdisjoint(self.aliases)
-
     def arrives(self, event: Event) -> bool:
         """True where the event gives its version one of them."""
         if event.kind is EventKind.STAGE_CHANGED:

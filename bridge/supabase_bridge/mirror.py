@@ -33,7 +33,7 @@ from supabase_bridge.errors import (
     ReleaseDamagedError,
     ReleaseNotFoundError,
 )
-from supabase_bridge.identity import model_key, release_run_id
+from supabase_bridge.identity import release_run_id
 from supabase_bridge.layout import (
     META_NAME,
     METRICS_NAME,
@@ -78,6 +78,7 @@ class Mirror:
         self,
         version: RegisteredVersion,
         *,
+        model_key: str,
         source: VersionSource | None = None,
         announce: Callable[[int], Progress] | None = None,
     ) -> Mirrored:
@@ -87,6 +88,7 @@ class Mirror:
         an incomplete directory which the next run finishes. Nothing refers to the release yet.
 
         Args:
+            model_key: The model's folder; see `identity.model_key`.
             source: The version's source, where the caller has looked it up already.
             announce: Called once with the number of bytes to move, where any are; returns what is called as they move.
 
@@ -94,20 +96,19 @@ class Mirror:
             ModelFileMissingError, ModelFileAmbiguousError, InvalidModelFileError, InvalidDocumentError: the version
                 cannot be a release; nothing was uploaded.
             ReleaseConflictError: other content lies under the release's keys.
-            InvalidModelKeyError, ModelKeyTakenError, InvalidRunIdError: see `identity`.
+            InvalidRunIdError: see `identity.release_run_id`.
             SourceNotAllowedError: see `Sources.of`.
         """
-        key = model_key(self._registry, version.model, version.workspace)
         if (given := version.tags.get(RUN_ID_TAG)) is not None:
-            keys = ReleaseKeys(model_key=key, run_id=RunId.parse(given))
+            keys = ReleaseKeys(model_key=model_key, run_id=RunId.parse(given))
             if (release := self._complete(keys, version)) is not None:
                 return Mirrored(release=release, uploaded=False)
         source = source or self._sources.of(version)
         with tempfile.TemporaryDirectory(prefix="supabase-bridge-") as directory:
-            selection = Selection(source, model=version.model, model_key=key, version=version.version)
+            selection = Selection(source, model=version.model, model_key=model_key, version=version.version)
             draft = draft_release(selection, Path(directory))
             run_id = release_run_id(self._registry, version, wanted_run_id(draft.meta, source.facts))
-            keys = ReleaseKeys(model_key=key, run_id=run_id)
+            keys = ReleaseKeys(model_key=model_key, run_id=run_id)
             progress = None if announce is None else announce(draft.size_bytes)
             self._upload(draft, keys, source.facts, _origin(version), progress)
         release = verify_release(self._store, keys)

@@ -103,7 +103,7 @@ class Processor:
 
     def mirror(self, version: RegisteredVersion) -> str:
         """Make the release of a version complete, tag it, and return its run_id."""
-        mirrored = self._mirror(version).run(version, announce=self._announce)
+        mirrored = self._mirror(version).run(version, model_key=self._key(version), announce=self._announce)
         self._tag(version, status_tags.mirrored)
         return str(mirrored.release.keys.run_id)
 
@@ -115,7 +115,7 @@ class Processor:
         source = self._sources.of(version)
         if source.running and now < event.created_at + self._settings.run_grace:
             return Waiting(until=now + _RUN_POLL, reason=f"run {version.run_id} has not ended yet")
-        mirrored = mirror.run(version, source=source, announce=self._announce)
+        mirrored = mirror.run(version, model_key=self._key(version), source=source, announce=self._announce)
         self._tag(version, status_tags.mirrored)
         return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.release.keys.run_id}")
 
@@ -144,7 +144,7 @@ class Processor:
             return Finished(state=EventState.SUPERSEDED, outcome=pinned)
         if winner.id != event.id and head is not None and head.current.model_version == winner.version:
             return Finished(state=EventState.DONE, outcome=f"{triggers.channel} is version {winner.version} already")
-        mirrored = self._mirror(version).run(version, announce=self._announce)
+        mirrored = self._mirror(version).run(version, model_key=keys.model_key, announce=self._announce)
         still_held()
         switched = switch(
             log,

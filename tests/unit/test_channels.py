@@ -50,19 +50,6 @@ def test_a_channel_has_every_stage_and_alias_that_is_mapped_to_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "aliases", "held"),
-    [
-        ("Production", frozenset[str](), True),
-        ("None", frozenset({"champion", "other"}), True),
-        ("Staging", frozenset({"other"}), False),
-        ("production", frozenset[str](), False),
-    ],
-)
-def test_a_version_holds_a_channel_by_its_stage_or_an_alias(stage: str, aliases: frozenset[str], held: bool) -> None:
-    assert LATEST.held_by(stage, aliases) is held
-
-
-@pytest.mark.parametrize(
     ("change", "arrives", "leaves"),
     [
         (moved("None", "Production"), True, False),

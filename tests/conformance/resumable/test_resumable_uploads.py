@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,27 +45,6 @@ from tests.simulators.storage import StorageSimulator
 
 HTML = Respond(502, b"<html><h1>502 Bad Gateway</h1></html>", {"content-type": "text/html"})
 BUSY = Respond(503, b"busy\n", {"content-type": "text/plain"})
-
-
-@pytest.fixture
-def uploads(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "uploads"
-
-
-@pytest.fixture
-def store(simulator: StorageSimulator, uploads: Path) -> Iterator[SupabaseStore]:
-    opened = resumable_store(simulator, uploads)
-    opened.ensure_bucket()
-    simulator.reset_calls()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "weights.onnx"
-    path.write_bytes(DATA)
-    return path
 
 
 # --- which way --------------------------------------------------------------------------------------------------------

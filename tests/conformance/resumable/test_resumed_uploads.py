@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,27 +48,6 @@ if largest_file != "any":
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), int(largest_file)))
 store.create({KEY!r}, Path(file), PutOptions(sha256={SHA256!r}))
 """
-
-
-@pytest.fixture
-def uploads(tmp_path: Path) -> Path:
-    return tmp_path / "home" / "uploads"
-
-
-@pytest.fixture
-def store(simulator: StorageSimulator, uploads: Path) -> Iterator[SupabaseStore]:
-    opened = resumable_store(simulator, uploads)
-    opened.ensure_bucket()
-    simulator.reset_calls()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "weights.onnx"
-    path.write_bytes(DATA)
-    return path
 
 
 @pytest.fixture

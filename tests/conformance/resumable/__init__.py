@@ -1,0 +1,1 @@
+"""Uploads in chunks, which go on where they stopped."""
