@@ -20,10 +20,12 @@ from supabase_bridge.documents import (
     ModelMeta,
 )
 from supabase_bridge.errors import ObjectNotFoundError, ReleaseDamagedError, ReleaseNotFoundError
-from supabase_bridge.layout import META_NAME, METRICS_NAME, ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.layout import META_NAME, METRICS_NAME, SIGNATURE_NAME, ChannelKeys, ReleaseKeys, RunId
 from supabase_bridge.object_store import ObjectStore
 from supabase_bridge.object_store.digest import sha256_of
 from supabase_bridge.release_log import next_entry
+from supabase_bridge.release_signing import check_signature
+from supabase_bridge.signing import UNSEALED, Seal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +56,22 @@ class Switch:
     head: Manifest
 
 
-def verify_release(store: ObjectStore, keys: ReleaseKeys) -> VerifiedRelease:
+def verify_release(
+    store: ObjectStore, keys: ReleaseKeys, *, seal: Seal = UNSEALED, read_all: bool = False
+) -> VerifiedRelease:
     """Look at every file that a release records.
 
     A file whose digest the store recorded when it was written is compared by size and that record, any other is read.
+
+    Args:
+        seal: Where it trusts any key, the release's model signature must be one of those keys' of exactly these files.
+        read_all: Read every file, whatever digest the store recorded: who can write files can write that as well.
 
     Raises:
         ReleaseNotFoundError: there is no such release, or it is incomplete.
         ReleaseDamagedError: a file is missing or differs from its record, or model_meta.json is another release's or
             has no record of a file that a manifest names.
+        ReleaseSignatureError: no trusted key signed it.
     """
     try:
         raw = store.read(keys.meta, limit_bytes=LIMIT_BYTES)
@@ -78,13 +87,16 @@ def verify_release(store: ObjectStore, keys: ReleaseKeys) -> VerifiedRelease:
         key = keys.file(name)
         try:
             info = store.stat(key)
-            digest = info.sha256 or sha256_of(store, key)
+            digest = sha256_of(store, key) if read_all or info.sha256 is None else info.sha256
         except ObjectNotFoundError:
             raise ReleaseDamagedError(key, "it is missing") from None
         if (info.size_bytes, digest) != (record.size_bytes, record.sha256):
             raise ReleaseDamagedError(key, "it differs from what model_meta.json records")
     own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-    return VerifiedRelease(keys=keys, meta=meta, files={**meta.files, META_NAME: own})
+    files = {**meta.files, META_NAME: own}
+    if seal.keys:
+        files[SIGNATURE_NAME] = check_signature(store, keys, files, seal)
+    return VerifiedRelease(keys=keys, meta=meta, files=files)
 
 
 def activate(
@@ -94,15 +106,16 @@ def activate(
     *,
     cause: Cause,
     published_at: datetime,
+    seal: Seal = UNSEALED,
 ) -> Switch:
     """Make a release the current one of a channel: `verify_release`, then `switch`.
 
     Raises:
-        ReleaseNotFoundError, ReleaseDamagedError: see `verify_release`; the pointer is not moved.
+        ReleaseNotFoundError, ReleaseDamagedError, ReleaseSignatureError: see `verify_release`; no pointer is moved.
         StoreUnavailableError: nothing is known about the outcome; the same call may be made again.
     """
-    release = verify_release(store, ReleaseKeys(model_key=channel.model_key, run_id=run_id))
-    log = ChannelLog(store, channel)
+    release = verify_release(store, ReleaseKeys(model_key=channel.model_key, run_id=run_id), seal=seal)
+    log = ChannelLog(store, channel, seal)
     return switch(log, log.look().head, release, cause=cause, published_at=published_at)
 
 
@@ -120,6 +133,7 @@ def switch(
 
     Raises:
         StoreUnavailableError: nothing is known about the outcome; the same call may be made again.
+        UntrustedLogError, SigningKeyMissingError: see `ChannelLog.commit`; the pointer is not moved.
     """
     entry = log.find(cause, head)
     switched = entry is not None

@@ -1,6 +1,7 @@
 """A channel's release log in an object store: read, append, and keep `manifest.json` equal to its newest entry.
 
-Source: docs/adr/0001; the store's `create` (exactly one winner) is what the log is built on.
+Source: docs/adr/0001; the store's `create` (exactly one winner) is what the log is built on. docs/adr/0008: whose
+entries are built upon.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from supabase_bridge.errors import (
     ObjectNotFoundError,
     ObjectTooLargeError,
     StoreUnavailableError,
+    UntrustedLogError,
 )
 from supabase_bridge.layout import ChannelKeys
 from supabase_bridge.object_store import JSON_TYPE, NO_CACHE, ObjectStore, PutOptions
 from supabase_bridge.release_log import commits, precedes
+from supabase_bridge.signing import UNSEALED, Seal
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +50,24 @@ class LogState:
 
 
 class ChannelLog:
-    """One channel's release log. Any number of writers may use it at once; none loses an update."""
+    """One channel's release log. Any number of writers may use it at once; none loses an update.
 
-    def __init__(self, store: ObjectStore, keys: ChannelKeys) -> None:
+    Args:
+        seal: What entries are signed with, and whose entries are believed; by default signatures are off.
+    """
+
+    def __init__(self, store: ObjectStore, keys: ChannelKeys, seal: Seal = UNSEALED) -> None:
         self._store = store
         self.keys = keys
+        self._seal = seal
+        self._unsigned_until = 0
 
     def look(self) -> LogState:
         """The newest entry, and what is published. `manifest.json` says where to look; only the log is believed.
 
         Raises:
             InvalidDocumentError: the newest entry is no manifest of this channel; somebody wrote into the log.
+            UntrustedLogError: the newest entry is nobody's who is trusted.
         """
         published = self._published()
         head = self._entry_or_none(_sequence_in(published))
@@ -67,6 +77,7 @@ class ChannelLog:
             head = None if newest is None else self.entry(newest)
         while (later := self._entry_or_none(1 if head is None else head.sequence + 1)) is not None:
             head = later
+        self._refuse_untrusted(head)
         return LogState(head=head, published=published)
 
     def entry(self, sequence: int) -> Manifest:
@@ -87,7 +98,7 @@ class ChannelLog:
         """The entry at or below `head` that another attempt at this event committed, or None; None too by hand."""
         entry = None if cause.event_id is None else head
         while entry is not None and not commits(entry, cause):
-            entry = None if precedes(entry, cause) else self._entry_or_none(entry.sequence - 1)
+            entry = None if precedes(entry, cause) else self._believed_before(entry)
         return entry
 
     def commit(
@@ -101,11 +112,16 @@ class ChannelLog:
 
         Returns:
             The new entry and True; or, where `build` found nothing to do, the head it found nothing to do on and False.
+
+        Raises:
+            SigningKeyMissingError: the entry must be signed, and there is no key to sign it with.
+            UntrustedLogError: see `look`.
         """
         for _ in range(_ATTEMPTS):
             entry = build(head)
             if entry is None:
                 return head, False
+            entry = self._seal.entry(entry, head=head, channel=self.keys)
             try:
                 self._store.create(self.keys.history(entry.sequence), entry.to_bytes(), _OPTIONS)
             except ObjectExistsError:
@@ -138,6 +154,37 @@ class ChannelLog:
             return self._store.read(self.keys.manifest, limit_bytes=LIMIT_BYTES)
         except (ObjectNotFoundError, ObjectTooLargeError):
             return None
+
+    def _refuse_untrusted(self, head: Manifest | None) -> None:
+        """Signing may be switched on for a log that has been unsigned so far, and not off again by whoever writes."""
+        if head is None:
+            return
+        key = self.keys.history(head.sequence)
+        problem = self._seal.problem(head, key)
+        if problem is None:
+            return
+        if head.signature is not None:
+            raise UntrustedLogError(key, str(problem)) from problem
+        if self._signed_before(head):
+            raise UntrustedLogError(key, "it is not signed, and an entry before it is") from problem
+
+    def _signed_before(self, head: Manifest) -> bool:
+        """Whether any entry there is below `head` has a signature; what is deleted leaves a gap, not an end."""
+        if head.sequence <= self._unsigned_until:
+            return False
+        listed = [self.keys.sequence_of(item.key) for item in self._store.list(self.keys.history_prefix)]
+        lower = sorted((number for number in listed if number is not None and number < head.sequence), reverse=True)
+        if any(entry is not None and entry.signature is not None for entry in map(self._entry_or_none, lower)):
+            return True
+        self._unsigned_until = head.sequence
+        return False
+
+    def _believed_before(self, entry: Manifest) -> Manifest | None:
+        """The entry before a believed one, if it is believed too: unsigned only where the later one is."""
+        before = self._entry_or_none(entry.sequence - 1)
+        if before is None or self._seal.problem(before, self.keys.history(before.sequence)) is None:
+            return before
+        return before if before.signature is None and entry.signature is None else None
 
     def _entry_or_none(self, sequence: int) -> Manifest | None:
         if sequence < 1:

@@ -57,6 +57,7 @@ class Settings:
         home: Where the embedded default keeps its database, artifacts and object store.
         supabase_url: The project's URL, without a trailing slash; None: the embedded object store is used.
         service_key: The project's service-role key.
+        anon_key: The project's anon (or publishable) key, for a consumer that reads under a policy.
         bucket: The bucket of the releases.
         artifact_buckets: The buckets that MLflow may log artifacts to as `supabase://<bucket>/...`.
         database_url: MLflow's --backend-store-uri.
@@ -75,11 +76,17 @@ class Settings:
         resumable_threshold_bytes: A file larger than this is uploaded in chunks, which survive a broken connection.
         cache_dir: Where downloaded files of releases are kept by digest; None: nowhere, since there is no home.
         cache_limit_bytes: How large the files kept there are together; 0 keeps none.
+        signing_key: The private key that manifests and releases are signed with, in PEM.
+        signing_key_file: The file that holds it, where `signing_key` does not.
+        trusted_keys: Files with public keys in PEM, or directories of such (*.pem), whose signatures are believed.
+        require_signature: Whether an unsigned manifest is refused; None: it is where any key is trusted.
+        max_age: How long ago a manifest may have been published to be believed; None: as long as it likes.
     """
 
     home: Path = Path("mlruns")
     supabase_url: str | None = None
     service_key: Secret | None = None
+    anon_key: Secret | None = None
     bucket: str = "models"
     artifact_buckets: tuple[str, ...] = ()
     database_url: str = field(default="", repr=False)  # It may hold a password.
@@ -100,14 +107,27 @@ class Settings:
     resumable_threshold_bytes: int = RESUMABLE_THRESHOLD_BYTES
     cache_dir: Path | None = None
     cache_limit_bytes: int = 10_000_000_000
+    signing_key: Secret | None = None
+    signing_key_file: Path | None = None
+    trusted_keys: tuple[Path, ...] = ()
+    require_signature: bool | None = None
+    max_age: timedelta | None = None
 
     @classmethod
-    def load(cls, *, home: Path | None = None, environ: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
+    def load(
+        cls,
+        *,
+        home: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+        reading: bool = False,
+        **arguments: Any,
+    ) -> Settings:
         """The settings in force.
 
         Args:
             home: The home directory, where given on the command line.
             environ: The environment; the process's own by default.
+            reading: True for a consumer, which only reads and needs no service key.
             arguments: Further settings by name; one that is None is as if it were not given.
 
         Raises:
@@ -120,7 +140,7 @@ class Settings:
         values.setdefault("cache_dir", _user_cache(environ))
         values.update(_from_environment(environ))
         values.update({name: value for name, value in arguments.items() if value is not None})
-        return _complete(cls(home=home, **values))
+        return _complete(cls(home=home, **values), reading=reading)
 
     @property
     def embedded(self) -> bool:
@@ -147,16 +167,18 @@ class Settings:
         return self.release_buckets | frozenset(self.artifact_buckets)
 
 
-def _complete(settings: Settings) -> Settings:
+def _complete(settings: Settings, *, reading: bool) -> Settings:
     """Fill in what follows from the rest, and refuse contradictions."""
     home = settings.home
     if settings.supabase_url is not None:
-        if not _names_a_host(settings.supabase_url):
+        if not names_a_host(settings.supabase_url):
             raise SettingsError("SUPABASE_URL", "expected https://<project>.supabase.co (http:// for a local one)")
-        if settings.service_key is None:
+        if settings.service_key is None and not reading:
             raise SettingsError("SUPABASE_SERVICE_ROLE_KEY", "missing, while SUPABASE_URL names a project to write to")
     elif settings.service_key is not None:
         raise SettingsError("SUPABASE_URL", "missing (or SUPABASE_PROJECT_REF), while SUPABASE_SERVICE_ROLE_KEY is set")
+    elif settings.anon_key is not None and reading:
+        raise SettingsError("SUPABASE_URL", "missing (or SUPABASE_PROJECT_REF), while SUPABASE_ANON_KEY is set")
     for stage, channel in settings.stages.items():
         if stage not in _STAGES:
             raise SettingsError(f"[channels.stages] {stage}", f"no MLflow stage; there are {', '.join(_STAGES)}")
@@ -170,6 +192,11 @@ def _complete(settings: Settings) -> Settings:
         raise SettingsError("[workspaces]", f"{DEFAULT_WORKSPACE!r} has the bucket that `bucket` names")
     if mixed := settings.release_buckets.intersection(settings.artifact_buckets):
         raise SettingsError("artifact_buckets", f"{min(mixed)!r} holds releases; artifacts need a bucket of their own")
+    if settings.signing_key is not None and settings.signing_key_file is not None:
+        raise SettingsError("SUPABASE_BRIDGE_SIGNING_KEY", "set beside SUPABASE_BRIDGE_SIGNING_KEY_FILE; keep one")
+    signs = settings.signing_key is not None or settings.signing_key_file is not None
+    if settings.require_signature and not settings.trusted_keys and not signs:
+        raise SettingsError("require_signature", "true, while trusted_keys names no key to verify signatures with")
     return replace(
         settings,
         supabase_url=settings.supabase_url.rstrip("/") if settings.supabase_url else None,
@@ -178,7 +205,12 @@ def _complete(settings: Settings) -> Settings:
     )
 
 
-def _names_a_host(url: str) -> bool:
+def child_environment(added: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment for one that it starts, with more in it."""
+    return {**os.environ, **added}
+
+
+def names_a_host(url: str) -> bool:
     """True for an http(s) URL without anything in it that could be a secret."""
     try:
         parts = urlsplit(url)
@@ -208,8 +240,34 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         values["supabase_url"] = f"https://{reference}.supabase.co"
     if key := environ.get("SUPABASE_SERVICE_ROLE_KEY", "").strip():
         values["service_key"] = Secret(key)
+    if key := environ.get("SUPABASE_ANON_KEY", "").strip():
+        values["anon_key"] = Secret(key)
     if directory := environ.get("SUPABASE_BRIDGE_CACHE", "").strip():
         values["cache_dir"] = Path(directory).absolute()
+    return values | _trust_from_environment(environ)
+
+
+def _trust_from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment sets of keys and trust."""
+    values: dict[str, Any] = {}
+    if pem := environ.get("SUPABASE_BRIDGE_SIGNING_KEY", "").strip():
+        values["signing_key"] = Secret(pem)
+    if file := environ.get("SUPABASE_BRIDGE_SIGNING_KEY_FILE", "").strip():
+        values["signing_key_file"] = Path(file).absolute()
+    if paths := environ.get("SUPABASE_BRIDGE_TRUSTED_KEYS", "").strip():
+        values["trusted_keys"] = tuple(Path(path).absolute() for path in paths.split(os.pathsep) if path)
+    if word := environ.get("SUPABASE_BRIDGE_REQUIRE_SIGNATURE", "").strip():
+        if word not in {"true", "false"}:
+            raise SettingsError("SUPABASE_BRIDGE_REQUIRE_SIGNATURE", "expected true or false")
+        values["require_signature"] = word == "true"
+    if text := environ.get("SUPABASE_BRIDGE_MAX_AGE", "").strip():
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = 0.0
+        if not _is_span(seconds):
+            raise SettingsError("SUPABASE_BRIDGE_MAX_AGE", _complaint("max_age"))
+        values["max_age"] = timedelta(seconds=seconds)
     return values
 
 
@@ -225,10 +283,16 @@ def _user_cache(environ: Mapping[str, str]) -> Path | None:
     return home / ".cache" / "supabase-bridge" if home.is_absolute() else None
 
 
-_SECONDS = ("poll_interval", "lease", "retry_cap", "give_up_after", "run_grace", "request_timeout")
+_SECONDS = ("poll_interval", "lease", "retry_cap", "give_up_after", "run_grace", "request_timeout", "max_age")
 _TEXTS = ("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri")
 _LISTS = ("artifact_buckets", "allowed_sources")
-_PATHS = ("cache_dir",)
+_PATHS = ("cache_dir", "signing_key_file")
+_PATH_LISTS = ("trusted_keys",)
+_SECRETS = {
+    "service_key": "SUPABASE_SERVICE_ROLE_KEY",
+    "anon_key": "SUPABASE_ANON_KEY",
+    "signing_key": "SUPABASE_BRIDGE_SIGNING_KEY",
+}
 _SIZES = ("cache_limit_bytes", "resumable_threshold_bytes")
 
 
@@ -264,6 +328,10 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
             values[name] = value
         elif name in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[name] = tuple(value)
+        elif name in _PATH_LISTS and isinstance(value, list) and all(isinstance(item, str) and item for item in value):
+            values[name] = tuple(Path(item).expanduser().absolute() for item in value)
+        elif name == "require_signature" and isinstance(value, bool):
+            values[name] = value
         else:
             raise SettingsError(f"{path}: {name}", _complaint(name))
     return values
@@ -284,13 +352,15 @@ def _text_table(path: Path, name: str, value: object) -> Mapping[str, str]:
 
 
 def _complaint(name: str) -> str:
-    if name == "service_key":
-        return "a secret does not belong in a file; set SUPABASE_SERVICE_ROLE_KEY in the environment"
-    known = {item.name for item in fields(Settings)} - {"home", "service_key", "stages", "aliases"}
+    if name in _SECRETS:
+        return f"a secret does not belong in a file; set {_SECRETS[name]} in the environment"
+    known = {item.name for item in fields(Settings)} - {"home", *_SECRETS, "stages", "aliases"}
     if name not in known | {"channels"}:
         return f"no such setting; there are {', '.join(sorted(known | {'channels'}))}"
     if name in _SECONDS:
         return "expected a number of seconds, 0.001 at least and 1e9 at most"
     if name in _SIZES:
         return "expected a whole number of bytes, 0 at least"
-    return "expected a list of texts" if name in _LISTS else "expected a text"
+    if name == "require_signature":
+        return "expected true or false"
+    return "expected a list of texts" if name in _LISTS + _PATH_LISTS else "expected a text"

@@ -247,7 +247,12 @@ class Cause(Document):
 
 
 class Manifest(Document):
-    """manifest.json, and an entry of a channel's release log: which release is current, and which were before."""
+    """manifest.json, and an entry of a channel's release log: which release is current, and which were before.
+
+    Attributes:
+        confirmed_at: When the entry was written again to say that it still holds; its age counts from then.
+        signature: A detached JWS over the manifest without this member; see `jws`.
+    """
 
     document_name = "manifest.json"
 
@@ -258,3 +263,12 @@ class Manifest(Document):
     channel: str
     sequence: Annotated[int, Field(ge=1, le=SEQUENCE_LIMIT)]
     cause: Cause | None = None
+    confirmed_at: Time | None = None
+    signature: str | None = None
+
+    def to_object(self) -> dict[str, Any]:
+        """See `Document.to_object`; the signature comes last, after what it signs."""
+        value = super().to_object()
+        if self.signature is not None:
+            value["signature"] = value.pop("signature")
+        return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
 
@@ -307,6 +308,175 @@ class InvalidModelFileError(BridgeError):
         self.reason = reason
 
 
+# --- trust ------------------------------------------------------------------------------------------------------------
+
+
+class ManifestRefusedError(BridgeError):
+    """The root of why a manifest is not believed; `key` is its place in the bucket."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key} is refused: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+class ManifestUnsignedError(ManifestRefusedError):
+    """A manifest has no signature, and one is required."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            key,
+            "it is not signed. Sign what is there with `supabase-bridge keys sign-manifest`, or set "
+            "require_signature = false until all of it is signed",
+        )
+
+
+class MalformedSignatureError(ManifestRefusedError):
+    """A signature is not the detached JWS that the format describes."""
+
+
+class SignatureAlgorithmError(ManifestRefusedError):
+    """A signature names another algorithm than ES256."""
+
+    def __init__(self, key: str, algorithm: object) -> None:
+        super().__init__(key, f"its signature names the algorithm {str(algorithm)[:40]!r}; only ES256 is accepted")
+        self.algorithm = algorithm
+
+
+class UnknownKeyError(ManifestRefusedError):
+    """A signature was made with a key that is not trusted."""
+
+    def __init__(self, key: str, key_id: str) -> None:
+        super().__init__(
+            key,
+            f"key {key_id[:60]!r} is not trusted. If it is yours, add its public key to trusted_keys in the settings",
+        )
+        self.key_id = key_id
+
+
+class WrongSignatureError(ManifestRefusedError):
+    """A signature is not of this content: the manifest was changed after it was signed."""
+
+    def __init__(self, key: str, key_id: str) -> None:
+        super().__init__(key, f"the signature of key {key_id!r} is not of this content: it was changed after signing")
+        self.key_id = key_id
+
+
+class WrongManifestError(ManifestRefusedError):
+    """A manifest is another model's or channel's than the one asked for."""
+
+    def __init__(self, key: str, model_name: str, channel: str) -> None:
+        super().__init__(key, f"it is the manifest of model {model_name[:120]!r}, channel {channel[:80]!r}")
+        self.model_name = model_name
+        self.channel = channel
+
+
+class ManifestReplayedError(ManifestRefusedError):
+    """A manifest is older than one that was seen before."""
+
+    def __init__(self, key: str, sequence: int, seen: int) -> None:
+        super().__init__(
+            key, f"its sequence is {sequence}, and {seen} was seen before: somebody, or a cache, serves an old one"
+        )
+        self.sequence = sequence
+        self.seen = seen
+
+
+class ManifestForkedError(ManifestRefusedError):
+    """Two manifests have one sequence and different contents."""
+
+    def __init__(self, key: str, sequence: int) -> None:
+        super().__init__(key, f"sequence {sequence} was seen before with other content: one of the two is forged")
+        self.sequence = sequence
+
+
+class ManifestExpiredError(ManifestRefusedError):
+    """A manifest was published longer ago than the policy allows."""
+
+    def __init__(self, key: str, published_at: datetime, max_age: timedelta) -> None:
+        super().__init__(
+            key,
+            f"it was published at {published_at.isoformat()}, longer ago than max_age ({max_age}). Promote a version, "
+            "or confirm the current one with `supabase-bridge keys sign-manifest`",
+        )
+        self.published_at = published_at
+        self.max_age = max_age
+
+
+class ManifestFromTheFutureError(ManifestRefusedError):
+    """A manifest's time lies ahead of this machine's clock, so that its age says nothing."""
+
+    def __init__(self, key: str, published_at: datetime, now: datetime) -> None:
+        super().__init__(
+            key, f"it was published at {published_at.isoformat()}, and this machine's clock says {now.isoformat()}"
+        )
+        self.published_at = published_at
+        self.now = now
+
+
+class ManifestPathError(ManifestRefusedError):
+    """A manifest names an object that is not where the layout puts it."""
+
+    def __init__(self, key: str, field: str, path: str) -> None:
+        super().__init__(key, f"{field} is {path[:200]!r}, which is not where that release has it")
+        self.field = field
+        self.path = path
+
+
+class FilesUnrecordedError(ManifestRefusedError):
+    """A signed manifest has no digest of a file, so that its signature says nothing of the file's content."""
+
+    def __init__(self, key: str, name: str) -> None:
+        super().__init__(key, f"current.files has no record of {name}, so the signature does not cover that file")
+        self.name = name
+
+
+class UntrustedLogError(BridgeError):
+    """The newest entry of a release log is not signed by a trusted key, so nothing is built upon it."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(
+            f"{key} is the newest entry of its log, but nobody who is trusted wrote it: {problem}. Nothing was "
+            "switched. Find out who can write to the bucket; then trust that entry's key, or delete the object, and "
+            "try again (`supabase-bridge outbox retry`)"
+        )
+        self.key = key
+        self.problem = problem
+
+
+class SigningKeyMissingError(BridgeError):
+    """A log is signed, or has to be, and this writer has no key to sign with."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"{key} must be signed, and this process has no signing key: set SUPABASE_BRIDGE_SIGNING_KEY_FILE. "
+            "Nothing was switched"
+        )
+        self.key = key
+
+
+class ReleaseSignatureError(BridgeError):
+    """A release has no model signature of a trusted key that fits its files."""
+
+    def __init__(self, key: str, problem: str, model_key: str, run_id: str) -> None:
+        super().__init__(
+            f"{key}: {problem}. No pointer was moved. Where the release is what it should be, sign it: "
+            f"supabase-bridge keys sign-release {model_key} {run_id}"
+        )
+        self.key = key
+        self.problem = problem
+
+
+class SigningExtraMissingError(BridgeError):
+    """Signing is on, but the library that signs models is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "keys are configured, and model signatures need the library model-signing: "
+            "pip install 'mlflow-supabase-bridge[signing]'"
+        )
+
+
 # --- the registry -----------------------------------------------------------------------------------------------------
 
 
@@ -441,3 +611,81 @@ class DemoFailedError(BridgeError):
         super().__init__(f"the demonstration stopped: {step}: {found}")
         self.step = step
         self.found = found
+
+
+# --- the consumer -----------------------------------------------------------------------------------------------------
+
+
+class InvalidReferenceError(BridgeError):
+    """A text does not say which release is meant."""
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(
+            f"{text[:200]!r} names no release: {problem}. Expected MODEL, MODEL@CHANNEL or MODEL/RUN_ID "
+            "(two_tower, two_tower@staging, two_tower/20251031T093831Z)"
+        )
+        self.text = text
+        self.problem = problem
+
+
+class DeadlineExceededError(ObjectStoreError):
+    """A read did not end in the time it was given, however busy the server looked."""
+
+    retryable = True
+
+    def __init__(self, store: str, operation: str, seconds: float) -> None:
+        super().__init__(store, f"{operation} did not end within {seconds:.3g} seconds and was given up")
+        self.operation = operation
+        self.seconds = seconds
+
+
+class RedirectRefusedError(ObjectStoreError):
+    """A read was answered with a redirect; none is followed, so that no key is sent to where it leads."""
+
+    def __init__(self, store: str, operation: str, host: str) -> None:
+        super().__init__(
+            store, f"{operation} was redirected to {host[:200]!r}, which is not followed: check the project's URL"
+        )
+        self.operation = operation
+        self.host = host
+
+
+class ReadDeniedError(ObjectStoreError):
+    """The project does not let this consumer read."""
+
+    retryable = True
+
+    def __init__(self, store: str, operation: str, answer: str) -> None:
+        super().__init__(
+            store,
+            f"{operation} was refused ({answer}): check the key in use (SUPABASE_ANON_KEY) and the bucket's policy, or "
+            "get a fresh signed URL; docs/consumers.md has the policy",
+        )
+        self.operation = operation
+        self.answer = answer
+
+
+class ReleaseUnsignedError(BridgeError):
+    """No signed entry of a channel's log names a release, no model.sig covers it, and a signature is required."""
+
+    def __init__(self, model_key: str, run_id: str, channel: str, problem: str) -> None:
+        super().__init__(
+            f"{model_key} {run_id} is refused: no signed entry of {model_key}/{channel}/history/ names it, and of its "
+            f"model.sig: {problem}. Ask for it by a channel that it was promoted to, or set require_signature = false"
+        )
+        self.model_key = model_key
+        self.run_id = run_id
+        self.channel = channel
+        self.problem = problem
+
+
+class MemoryDamagedError(BridgeError):
+    """What a consumer remembers of a channel cannot be read, so that an older manifest would go unnoticed."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"{path}: what was seen of the channel before cannot be read ({reason}), so an older manifest could not be "
+            "told from a new one. Delete the file to begin afresh"
+        )
+        self.path = path
+        self.reason = reason

@@ -16,6 +16,8 @@ META_NAME = "model_meta.json"
 METRICS_NAME = "metrics.json"
 SUMMARY_NAME = "summary.md"
 MLMODEL_NAME = "MLmodel"
+SIGNATURE_NAME = "model.sig"
+"""The OpenSSF model signature of a release's other files; a release made while signing was off has none."""
 ENVIRONMENT_NAMES = ("conda.yaml", "python_env.yaml", "requirements.txt")
 """What MLflow recreates a model's Python environment from; MLmodel refers to the first two, the second to the third."""
 MANIFEST_NAME = "manifest.json"
@@ -113,6 +115,10 @@ class ReleaseKeys:
     @property
     def metrics(self) -> str:
         return self.file(METRICS_NAME)
+
+    @property
+    def signature(self) -> str:
+        return self.file(SIGNATURE_NAME)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ Source: the release specification, section 3, steps 3 and 4.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable
@@ -45,9 +46,11 @@ from supabase_bridge.layout import (
 )
 from supabase_bridge.object_store import JSON_TYPE, MARKDOWN_TYPE, TEXT_TYPE, YAML_TYPE, ObjectStore, Progress
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
-from supabase_bridge.placing import place_all, place_document, place_file
+from supabase_bridge.placing import Leftovers, place_all, place_document, place_file
 from supabase_bridge.registry import RegisteredVersion, Registry
+from supabase_bridge.release_signing import place_signature
 from supabase_bridge.selection import Selection
+from supabase_bridge.signing import UNSEALED, Seal
 from supabase_bridge.source import Sources, VersionSource
 
 logger = logging.getLogger(__name__)
@@ -66,13 +69,23 @@ class Mirror:
 
     Args:
         baseline_channel: Metrics are compared with the release that is current there.
+        seal: What releases are signed with, and whose signatures are believed; by default signatures are off.
     """
 
-    def __init__(self, registry: Registry, sources: Sources, store: ObjectStore, *, baseline_channel: str) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        sources: Sources,
+        store: ObjectStore,
+        *,
+        baseline_channel: str,
+        seal: Seal = UNSEALED,
+    ) -> None:
         self._registry = registry
         self._sources = sources
         self._store = store
         self._baseline_channel = baseline_channel
+        self._seal = seal
 
     def run(
         self,
@@ -98,6 +111,8 @@ class Mirror:
             ReleaseConflictError: other content lies under the release's keys.
             InvalidRunIdError: see `identity.release_run_id`.
             SourceNotAllowedError: see `Sources.of`.
+            ReleaseSignatureError: the release is complete, and no trusted key signed it.
+            SigningKeyMissingError, UntrustedLogError: see `Seal` and `ChannelLog.look`.
         """
         if (given := version.tags.get(RUN_ID_TAG)) is not None:
             keys = ReleaseKeys(model_key=model_key, run_id=RunId.parse(given))
@@ -111,7 +126,7 @@ class Mirror:
             keys = ReleaseKeys(model_key=model_key, run_id=run_id)
             progress = None if announce is None else announce(draft.size_bytes)
             self._upload(draft, keys, source.facts, _origin(version), progress)
-        release = verify_release(self._store, keys)
+        release = verify_release(self._store, keys, seal=self._seal)
         facts = {"model": version.model, "version": version.version, "run_id": str(run_id)}
         logger.info("a version was mirrored", extra=facts)
         return Mirrored(release=release, uploaded=True)
@@ -119,7 +134,7 @@ class Mirror:
     def _complete(self, keys: ReleaseKeys, version: RegisteredVersion) -> VerifiedRelease | None:
         """The version's release if it is complete and whole."""
         try:
-            release = verify_release(self._store, keys)
+            release = verify_release(self._store, keys, seal=self._seal)
         except (ReleaseNotFoundError, ReleaseDamagedError):
             return None
         meta = release.meta
@@ -131,6 +146,7 @@ class Mirror:
         self, draft: Draft, keys: ReleaseKeys, facts: TrainingFacts, origin: Origin, progress: Progress | None
     ) -> None:
         """Place every file, each verified by the store, and the commit record last."""
+        self._seal.require_signer(keys.meta)
         drafted = complete_metrics(draft.metrics, facts, run_id=keys.run_id, baseline=self._baseline(keys))
         notes = release_notes(drafted, facts)
         # The documents' own errors come before any byte is uploaded.
@@ -138,53 +154,76 @@ class Mirror:
         summary = draft_summary(keys.model_key, drafted, facts).encode()
         tensors = onnx_file.tensors(draft.onnx)
         model = mlflow_model.model_files(draft.mlmodel, draft.environment, tensors, keys=keys, facts=facts)
+        leftovers = self._leftovers(keys)
         placing: dict[str, Callable[[], FileRecord]] = {
             keys.onnx_name: lambda: place_file(self._store, keys.onnx, draft.onnx, progress),
-            METRICS_NAME: lambda: self._place_metrics(keys, drafted),
-            SUMMARY_NAME: lambda: self._place_summary(keys, draft.summary or summary),
+            METRICS_NAME: lambda: self._place_metrics(keys, drafted, leftovers),
+            SUMMARY_NAME: lambda: self._place_summary(keys, draft.summary or summary, leftovers),
         }
         if (state_dict := draft.state_dict) is not None:
             weights = keys.file(keys.state_dict_name)
             placing[keys.state_dict_name] = lambda: place_file(self._store, weights, state_dict, progress)
         for name, data in model.items():
-            placing[name] = partial(self._place_model_file, keys, name, data)
+            placing[name] = partial(self._place_model_file, keys, name, data, leftovers)
         files = place_all(placing)
         meta = complete_meta(draft.meta, facts, keys=keys, origin=origin, files=files, release_notes=notes)
+        raw = meta.to_bytes()
+        own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+        place_signature(self._store, keys, {**files, META_NAME: own}, self._seal)
         place_document(
             self._store,
             keys.file(META_NAME),
-            meta.to_bytes(),
+            raw,
             content_type=JSON_TYPE,
             same=lambda found: ModelMeta.parse(found).files == meta.files,
+            leftovers=Leftovers.KEPT if self._seal.signer is None else Leftovers.REFUSED,
         )
 
-    def _place_metrics(self, keys: ReleaseKeys, drafted: Metrics) -> FileRecord:
+    def _leftovers(self, keys: ReleaseKeys) -> Leftovers:
+        """What is signed is what this attempt made; a release that is complete is never written over."""
+        if self._seal.signer is None:
+            return Leftovers.KEPT
+        try:
+            self._store.stat(keys.meta)
+        except ObjectNotFoundError:
+            return Leftovers.REPLACED
+        return Leftovers.REFUSED
+
+    def _place_metrics(self, keys: ReleaseKeys, drafted: Metrics, leftovers: Leftovers) -> FileRecord:
         return place_document(
             self._store,
             keys.metrics,
             drafted.to_bytes(),
             content_type=JSON_TYPE,
             same=lambda found: Metrics.parse(found).run_id == str(keys.run_id),
+            leftovers=leftovers,
         )
 
-    def _place_summary(self, keys: ReleaseKeys, summary: bytes) -> FileRecord:
+    def _place_summary(self, keys: ReleaseKeys, summary: bytes, leftovers: Leftovers) -> FileRecord:
         return place_document(
-            self._store, keys.file(SUMMARY_NAME), summary, content_type=MARKDOWN_TYPE, same=lambda _: True
+            self._store,
+            keys.file(SUMMARY_NAME),
+            summary,
+            content_type=MARKDOWN_TYPE,
+            same=lambda _: True,
+            leftovers=leftovers,
         )
 
-    def _place_model_file(self, keys: ReleaseKeys, name: str, data: bytes) -> FileRecord:
+    def _place_model_file(self, keys: ReleaseKeys, name: str, data: bytes, leftovers: Leftovers) -> FileRecord:
         """Place MLmodel or an environment file; what an earlier attempt made, on another machine perhaps, stays."""
 
         def same(found: bytes) -> bool:
             return name != MLMODEL_NAME or mlflow_model.names_onnx_file(found, keys.onnx_name)
 
         content_type = TEXT_TYPE if name.endswith(".txt") else YAML_TYPE
-        return place_document(self._store, keys.file(name), data, content_type=content_type, same=same)
+        return place_document(
+            self._store, keys.file(name), data, content_type=content_type, same=same, leftovers=leftovers
+        )
 
     def _baseline(self, keys: ReleaseKeys) -> Metrics | None:
         """The metrics of the release that is current now; none where nothing is, or its metrics are not to be had."""
         channel = ChannelKeys(model_key=keys.model_key, channel=self._baseline_channel)
-        head = ChannelLog(self._store, channel).look().head
+        head = ChannelLog(self._store, channel, self._seal).look().head
         if head is None:
             return None
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from enum import Enum
 from pathlib import Path
 
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord
@@ -14,6 +15,18 @@ from supabase_bridge.object_store.digest import file_sha256, sha256_of
 
 _AT_ONCE = 4
 """How many files of a release are on their way at the same time."""
+
+
+class Leftovers(Enum):
+    """What becomes of a document that an earlier attempt at a release left there.
+
+    `KEPT`: it stays where it is the same document. `REPLACED`: ours goes over it, since whoever can write to the bucket
+    may have put it there, and we sign what is there in the end. `REFUSED`: other bytes are a conflict.
+    """
+
+    KEPT = "kept"
+    REPLACED = "replaced"
+    REFUSED = "refused"
 
 
 def place_all(placing: Mapping[str, Callable[[], FileRecord]]) -> dict[str, FileRecord]:
@@ -51,7 +64,13 @@ def place_file(store: ObjectStore, key: str, path: Path, progress: Progress | No
 
 
 def place_document(
-    store: ObjectStore, key: str, data: bytes, *, content_type: str, same: Callable[[bytes], bool]
+    store: ObjectStore,
+    key: str,
+    data: bytes,
+    *,
+    content_type: str,
+    same: Callable[[bytes], bool],
+    leftovers: Leftovers = Leftovers.KEPT,
 ) -> FileRecord:
     """Write a document unless an earlier attempt wrote one, which then stays: the record is of what is there.
 
@@ -68,7 +87,10 @@ def place_document(
     except ObjectExistsError:
         found = store.read(key, limit_bytes=LIMIT_BYTES)
         present = hashlib.sha256(found).hexdigest()
-        if present != digest and not _holds(same, found):
+        if present != digest and leftovers is Leftovers.REPLACED:
+            store.overwrite(key, data, options)
+            return FileRecord(size_bytes=len(data), sha256=digest)
+        if present != digest and (leftovers is Leftovers.REFUSED or not _holds(same, found)):
             raise ReleaseConflictError(key, digest, present) from None
         return FileRecord(size_bytes=len(found), sha256=present)
     return FileRecord(size_bytes=len(data), sha256=digest)

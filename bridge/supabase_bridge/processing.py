@@ -22,6 +22,7 @@ from supabase_bridge.outbox.events import Event, EventKind, EventState
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.registry import RegisteredVersion, Registry
 from supabase_bridge.release_log import moved_by_hand
+from supabase_bridge.signing import UNSEALED, Seal
 from supabase_bridge.source import Sources
 from supabase_bridge.status_tags import Tags
 
@@ -52,6 +53,7 @@ class Processor:
     Args:
         open_store: From a bucket's name to its object store; the same store for the same name.
         announce: See `Mirror.run`.
+        seal: See `Mirror` and `ChannelLog`.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class Processor:
         outbox: Outbox,
         open_store: Callable[[str], ObjectStore],
         announce: Callable[[int], Progress] | None = None,
+        seal: Seal = UNSEALED,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._outbox = outbox
         self._open_store = open_store
         self._announce = announce
+        self._seal = seal
         self._sources = Sources(registry, settings)
         self._registry_id: str | None = None
 
@@ -137,7 +141,7 @@ class Processor:
         version = self._registry.version(winner.model, int(winner.version or 0), winner.workspace)
         store = self._store(version.workspace)
         keys = ChannelKeys(model_key=self._key(version), channel=triggers.channel)
-        log = ChannelLog(store, keys)
+        log = ChannelLog(store, keys, self._seal)
         head = log.look().head
         pinned = _pinned_since(head, event, arrival=triggers.arrives(event))
         if pinned is not None:
@@ -186,7 +190,7 @@ class Processor:
         if version.tags.get(status_tags.STATUS_TAG) != status_tags.Status.ACTIVE.value:
             return False
         keys = ChannelKeys(model_key=self._key(version), channel=channel)
-        head = ChannelLog(self._store(version.workspace), keys).look().head
+        head = ChannelLog(self._store(version.workspace), keys, self._seal).look().head
         return head is not None and head.current.model_version == version.version
 
     def _winner(self, event: Event, triggers: Triggers) -> Event | None:
@@ -217,7 +221,8 @@ class Processor:
 
     def _mirror(self, version: RegisteredVersion) -> Mirror:
         channel = self._settings.stages.get("Production", "latest")
-        return Mirror(self._registry, self._sources, self._store(version.workspace), baseline_channel=channel)
+        store = self._store(version.workspace)
+        return Mirror(self._registry, self._sources, store, baseline_channel=channel, seal=self._seal)
 
     def _key(self, version: RegisteredVersion) -> str:
         return model_key(self._registry, version.model, version.workspace)

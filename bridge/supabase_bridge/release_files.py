@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord, Manifest, ModelMeta
 from supabase_bridge.errors import (
@@ -17,6 +18,7 @@ from supabase_bridge.errors import (
 )
 from supabase_bridge.layout import (
     META_NAME,
+    SIGNATURE_NAME,
     ChannelKeys,
     ReleaseKeys,
     RunId,
@@ -25,6 +27,9 @@ from supabase_bridge.layout import (
     check_object_key,
 )
 from supabase_bridge.object_store import ObjectStore
+from supabase_bridge.release_signing import check_signature
+from supabase_bridge.signing import Seal
+from supabase_bridge.trust import TrustPolicy, accept
 
 CHANNEL_MARK = "@"
 """Between a model and a channel, as in MLflow's `models:/name@alias`; no model key has one in it."""
@@ -65,32 +70,40 @@ def parse_path(path: str) -> ReleasePath | None:
     return ReleasePath(release=ReleaseKeys(model_key=first, run_id=run_id), inside=inside)
 
 
-def files_of(store: ObjectStore, release: ReleaseKeys | ChannelKeys) -> ReleaseFiles:
+def files_of(
+    store: ObjectStore, release: ReleaseKeys | ChannelKeys, *, policy: TrustPolicy, now: datetime
+) -> ReleaseFiles:
     """The files of a release, or of the one that is current in a channel, as its document records them now.
 
-    A channel's manifest says everything itself; of a release only its model_meta.json is read.
+    A channel's manifest says everything itself; of a release only its model_meta.json is read, and its model signature
+    where the policy requires one.
 
     Raises:
         ChannelNotFoundError: nothing was ever promoted to the channel.
         ReleaseNotFoundError: there is no such release, or it is incomplete.
         InvalidDocumentError: the document is damaged, or another model's, channel's or release's.
+        ManifestRefusedError, ReleaseSignatureError, SigningExtraMissingError: see `accept` and `check_signature`.
     """
     if isinstance(release, ReleaseKeys):
-        return _recorded(store, release)
+        return _recorded(store, release, policy)
     try:
-        manifest = Manifest.parse(store.read(release.manifest, limit_bytes=LIMIT_BYTES))
+        data = store.read(release.manifest, limit_bytes=LIMIT_BYTES)
     except ObjectNotFoundError:
         raise ChannelNotFoundError(release.model_key, release.channel) from None
+    if policy.keys or policy.signature_required or policy.max_age is not None:
+        manifest = accept(data, policy=policy, channel=release, seen=None, now=now)
+    else:
+        manifest = Manifest.parse(data)
     if (manifest.model_name, manifest.channel) != (release.model_key, release.channel):
         raise InvalidDocumentError(release.manifest, "it names another model or channel than its key")
     keys = ReleaseKeys(model_key=release.model_key, run_id=RunId.parse(manifest.current.run_id))
     if META_NAME not in manifest.current.files:
         # Written by hand from the specification, which records no files here.
-        return _recorded(store, keys)
+        return _recorded(store, keys, policy)
     return _checked(keys, manifest.current.files, release.manifest)
 
 
-def _recorded(store: ObjectStore, keys: ReleaseKeys) -> ReleaseFiles:
+def _recorded(store: ObjectStore, keys: ReleaseKeys, policy: TrustPolicy) -> ReleaseFiles:
     """What a release's own model_meta.json records; without it the release is incomplete."""
     try:
         raw = store.read(keys.meta, limit_bytes=LIMIT_BYTES)
@@ -100,7 +113,10 @@ def _recorded(store: ObjectStore, keys: ReleaseKeys) -> ReleaseFiles:
     if (meta.model_name, meta.run_id) != (keys.model_key, str(keys.run_id)):
         raise InvalidDocumentError(keys.meta, "it names another model or run_id than its key")
     own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
-    return _checked(keys, {**meta.files, META_NAME: own}, keys.meta)
+    files = {**meta.files, META_NAME: own}
+    if policy.signature_required:
+        files[SIGNATURE_NAME] = check_signature(store, keys, files, Seal(keys=policy.keys))
+    return _checked(keys, files, keys.meta)
 
 
 def _checked(keys: ReleaseKeys, files: Mapping[str, FileRecord], document: str) -> ReleaseFiles:

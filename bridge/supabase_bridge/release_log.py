@@ -5,7 +5,9 @@ The log is the truth, `manifest.json` is its newest entry byte for byte; docs/ad
 
 from __future__ import annotations
 
-from supabase_bridge.documents import Cause, CurrentRelease, Manifest, ReleasePointer
+from datetime import datetime
+
+from supabase_bridge.documents import Cause, CurrentRelease, FileRecord, Manifest, ReleasePointer
 from supabase_bridge.layout import ChannelKeys
 
 PREVIOUS_KEPT = 2
@@ -41,6 +43,18 @@ def next_entry(
         previous=previous[:PREVIOUS_KEPT],
         release_notes=release_notes,
         cause=cause,
+    )
+
+
+def confirmed(head: Manifest, *, files: dict[str, FileRecord], at: datetime) -> Manifest:
+    """The entry that says again what `head` says, with the release's files as they are recorded now."""
+    return head.model_copy(
+        update={
+            "sequence": head.sequence + 1,
+            "current": head.current.model_copy(update={"files": files}),
+            "confirmed_at": at,
+            "signature": None,
+        }
     )
 
 

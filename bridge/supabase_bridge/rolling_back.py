@@ -30,14 +30,15 @@ def roll_back(runtime: Runtime, model: str, *, channel: str, run_id: RunId | Non
 
     Raises:
         ModelNotFoundError, NothingToRollBackToError, ReleaseNotFoundError, ReleaseDamagedError: nothing was changed.
+        ReleaseSignatureError, UntrustedLogError: nothing was changed.
         ReleaseWithoutVersionError: the release was not made from MLflow; nothing was changed.
         EventUnfinishedError: the promotion is in MLflow, but the pointer has not followed.
     """
     key = model_key(runtime.registry, model, DEFAULT_WORKSPACE)
     keys = ChannelKeys(model_key=key, channel=channel)
     store = runtime.stores(runtime.settings.bucket)
-    target = run_id or release_before(store, keys)
-    origin = verify_release(store, ReleaseKeys(model_key=key, run_id=target)).meta.mlflow
+    target = run_id or release_before(store, keys, seal=runtime.seal)
+    origin = verify_release(store, ReleaseKeys(model_key=key, run_id=target), seal=runtime.seal).meta.mlflow
     if origin is None:
         raise ReleaseWithoutVersionError(key, str(target))
     event = _promote(runtime, model, origin.version, _triggers(runtime, channel))

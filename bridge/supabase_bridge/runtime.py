@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from supabase_bridge.config import Settings
+from supabase_bridge.key_files import writer_seal
 from supabase_bridge.object_store import ObjectStore, Progress
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.outbox.opening import open_outbox
@@ -17,6 +18,7 @@ from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.plugin_check import check_plugin
 from supabase_bridge.processing import Processor
 from supabase_bridge.registry import Registry
+from supabase_bridge.signing import Seal
 from supabase_bridge.worker import Handled, Worker
 
 
@@ -59,6 +61,7 @@ class Runtime:
     outbox: Outbox
     registry: Registry
     processor: Processor
+    seal: Seal
 
     def worker(self, on_handled: Callable[[Handled], None] | None = None) -> Worker:
         """A worker with a name of its own."""
@@ -77,16 +80,22 @@ def runtime(settings: Settings, *, announce: Callable[[int], Progress] | None = 
 
     Raises:
         PluginMissingError: see `check_plugin`.
+        SettingsError, SigningExtraMissingError: see `writer_seal`.
         SettingsError, NotAnMlflowDatabaseError, RegistryUnavailableError: see `open_outbox`.
     """
     check_plugin(settings)
+    seal = writer_seal(settings)
     stores = Stores(settings)
     with open_outbox(settings) as outbox:
         registry = Registry(
             tracking_uri=settings.tracking_uri or settings.database_url, registry_uri=settings.registry_uri
         )
-        processor = Processor(settings=settings, registry=registry, outbox=outbox, open_store=stores, announce=announce)
+        processor = Processor(
+            settings=settings, registry=registry, outbox=outbox, open_store=stores, announce=announce, seal=seal
+        )
         try:
-            yield Runtime(settings=settings, stores=stores, outbox=outbox, registry=registry, processor=processor)
+            yield Runtime(
+                settings=settings, stores=stores, outbox=outbox, registry=registry, processor=processor, seal=seal
+            )
         finally:
             stores.close()

@@ -14,6 +14,7 @@ import uuid
 import weakref
 from collections.abc import AsyncIterable, Iterator
 from concurrent.futures import as_completed, wait
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,7 @@ from supabase_bridge import errors
 from supabase_bridge.config import Settings
 from supabase_bridge.digest_cache import DigestCache
 from supabase_bridge.documents import FileRecord
+from supabase_bridge.key_files import trust_policy
 from supabase_bridge.layout import TEMPORARY_PREFIX, ChannelKeys, ReleaseKeys, check_object_key
 from supabase_bridge.object_store import BINARY_TYPE, NO_CACHE, Body, ObjectStore, PutOptions
 from supabase_bridge.object_store.opening import open_store
@@ -51,7 +53,8 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
     not allow, a store that is unreachable, nothing there. Constructing one does nothing but assign.
 
     In a bucket of releases `<model>@<channel>/...` and `<model>/<run_id>/...` lead into a release: its files are those
-    that it records, each compared with its record, and kept in the cache by digest. A channel is looked up once: the
+    that it records, each compared with its record, and kept in the cache by digest. Where keys are trusted, the record
+    must be signed. A channel is looked up once: the
     repository stays with the release it found, so that no download mixes two.
     """
 
@@ -188,7 +191,8 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
             return None
         with self._opening:
             if found.release not in self._releases:
-                self._releases[found.release] = files_of(self._store(), found.release)
+                policy, now = trust_policy(self._settings()), datetime.now(timezone.utc)
+                self._releases[found.release] = files_of(self._store(), found.release, policy=policy, now=now)
             return self._releases[found.release], found.inside
 
     def _recorded(self, path: str) -> tuple[str, FileRecord] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -46,6 +48,14 @@ def test_format_md_shows_each_golden_document_as_it_is(name: str) -> None:
     assert (ROOT / "tests/golden" / name).read_text() in examples
 
 
+def test_format_md_shows_the_golden_signature_and_its_header() -> None:
+    documented = (ROOT / "docs/format.md").read_text()
+    signature = json.loads((ROOT / "tests/golden/manifest_signed.json").read_text())["signature"]
+    header = signature.partition(".")[0]
+    assert f'"signature": "{signature}"' in documented
+    assert f"`{base64.urlsafe_b64decode(header + '=' * (-len(header) % 4)).decode()}`" in documented
+
+
 def test_commands_md_is_what_the_commands_say() -> None:
     assert (ROOT / "docs/commands.md").read_text() == _documented_commands(), "python -m tests.unit.test_documentation"
 
@@ -69,7 +79,12 @@ def test_every_setting_and_every_variable_is_documented() -> None:
     source = Path(config.__file__).read_text()
     variables = set(re.findall(r'"(SUPABASE_[A-Z_]+)"', source))
     tables = {"home": "`--home`", "stages": "`[channels.stages]`", "aliases": "`[channels.aliases]`"}
-    tables |= {"workspaces": "`[workspaces]`", "service_key": "`SUPABASE_SERVICE_ROLE_KEY`"}
+    tables |= {
+        "workspaces": "`[workspaces]`",
+        "service_key": "`SUPABASE_SERVICE_ROLE_KEY`",
+        "anon_key": "`SUPABASE_ANON_KEY`",
+    }
+    tables |= {"signing_key": "`SUPABASE_BRIDGE_SIGNING_KEY`"}
     settings = {tables.get(item.name, f"`{item.name}`") for item in fields(Settings)}
     assert len(variables) >= 8
     assert [name for name in sorted(variables | settings) if name not in documented] == []

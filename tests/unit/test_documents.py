@@ -26,7 +26,12 @@ from supabase_bridge.documents import (
 from supabase_bridge.errors import InvalidDocumentError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-KINDS: dict[str, type[Document]] = {"model_meta.json": ModelMeta, "metrics.json": Metrics, "manifest.json": Manifest}
+KINDS: dict[str, type[Document]] = {
+    "model_meta.json": ModelMeta,
+    "metrics.json": Metrics,
+    "manifest.json": Manifest,
+    "manifest_signed.json": Manifest,
+}
 SHA256 = "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
 
 SPECIFIED_META: dict[str, Any] = {

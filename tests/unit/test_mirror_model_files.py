@@ -34,14 +34,19 @@ def store() -> MemoryStore:
     return made
 
 
-@pytest.fixture
-def draft(tmp_path: Path) -> Draft:
+def draft_in(directory: Path) -> Draft:
+    """A release of one small ONNX file, drafted."""
     rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("given", "made")]
     graph = helper.make_graph([helper.make_node("Relu", ["given"], ["made"])], "graph", rows[:1], rows[1:])
-    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    onnx.save(helper.make_model(graph), directory / "model.onnx")
     return Draft(
-        onnx=tmp_path / "model.onnx", state_dict=None, meta={}, metrics={}, summary=None, mlmodel={}, environment={}
+        onnx=directory / "model.onnx", state_dict=None, meta={}, metrics={}, summary=None, mlmodel={}, environment={}
     )
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> Draft:
+    return draft_in(tmp_path)
 
 
 def upload(store: MemoryStore, draft: Draft) -> None:

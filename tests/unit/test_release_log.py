@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from supabase_bridge.documents import Cause, CurrentRelease, FileRecord, Manifest
 from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
-from supabase_bridge.release_log import PREVIOUS_KEPT, commits, moved_by_hand, next_entry, precedes
+from supabase_bridge.release_log import PREVIOUS_KEPT, commits, confirmed, moved_by_hand, next_entry, precedes
 
 LATEST = ChannelKeys(model_key="two_tower", channel="latest")
 NOON = datetime(2025, 11, 1, 12, tzinfo=timezone.utc)
@@ -147,3 +147,15 @@ def test_an_entry_without_a_cause_is_nobodys_switch() -> None:
     assert not moved_by_hand(entry)
     assert not commits(entry, event(5))
     assert not precedes(entry, event(6))
+
+
+def test_a_confirmation_says_what_the_head_says_and_has_no_signature_yet() -> None:
+    head = log_of(1, 2).model_copy(update={"signature": "the head's own"})
+    later = NOON + timedelta(days=9)
+    entry = confirmed(head, files={"model.sig": RECORD}, at=later)
+    assert (entry.sequence, entry.confirmed_at, entry.signature) == (3, later, None)
+    assert entry.current.files == {"model.sig": RECORD}
+    changed = {"sequence", "confirmed_at", "signature", "current"}
+    assert entry.to_object().keys() - changed == head.to_object().keys() - changed
+    assert (entry.previous, entry.cause, entry.release_notes) == (head.previous, head.cause, head.release_notes)
+    assert entry.current.published_at == head.current.published_at

@@ -31,9 +31,11 @@ def command(model: str, run_id: str, channel: str, home: Path | None) -> None:
     say_store(settings)
     # pydantic takes a tenth of a second to import, which --help need not wait for.
     from supabase_bridge.by_hand import point_to
+    from supabase_bridge.key_files import writer_seal
     from supabase_bridge.layout import ChannelKeys, RunId, check_channel, check_model_key
 
     keys = ChannelKeys(model_key=check_model_key(model), channel=check_channel(channel))
+    wanted, seal = RunId.parse(run_id), writer_seal(settings)
     with closing(open_store(settings, settings.bucket)) as store:
-        switch = point_to(store, keys, RunId.parse(run_id), now=datetime.now(timezone.utc))
+        switch = point_to(store, keys, wanted, now=datetime.now(timezone.utc), seal=seal)
     click.echo(switch_line(keys.manifest, switch))

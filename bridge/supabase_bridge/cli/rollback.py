@@ -37,10 +37,13 @@ def command(model: str, run_id: str | None, channel: str, without_mlflow: bool, 
     wanted = None if run_id is None else RunId.parse(run_id)
     if without_mlflow:
         from supabase_bridge.by_hand import point_to, release_before
+        from supabase_bridge.key_files import writer_seal
 
+        seal = writer_seal(settings)
         keys = ChannelKeys(model_key=check_model_key(model), channel=check_channel(channel))
         with closing(open_store(settings, settings.bucket)) as store:
-            switch = point_to(store, keys, wanted or release_before(store, keys), now=datetime.now(timezone.utc))
+            target = wanted or release_before(store, keys, seal=seal)
+            switch = point_to(store, keys, target, now=datetime.now(timezone.utc), seal=seal)
         click.echo(switch_line(keys.manifest, switch))
         return
     from supabase_bridge.rolling_back import roll_back

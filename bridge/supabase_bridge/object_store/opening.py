@@ -18,10 +18,12 @@ def open_store(settings: Settings, bucket: str) -> ObjectStore:
     if bucket not in settings.buckets:
         allowed = ", ".join(sorted(settings.buckets))
         raise SettingsError("artifact_buckets", f"bucket {bucket!r} is not allowed; the settings allow {allowed}")
-    if settings.supabase_url is None or settings.service_key is None:
+    if settings.supabase_url is None:
         from supabase_bridge.object_store.directory import DirectoryStore
 
         return DirectoryStore(settings.home / "supabase" / bucket)
+    if settings.service_key is None:
+        raise SettingsError("SUPABASE_SERVICE_ROLE_KEY", "missing, while SUPABASE_URL names a project to write to")
     # storage3 takes 0.2 s to import; a command that never talks to Supabase does not wait for it.
     from supabase_bridge.object_store.supabase import SupabaseStore
 
