@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, NoReturn
@@ -100,7 +100,8 @@ class StorageSimulator:
         self._port = port
         self._blobs = BlobStore()
         self._state = StorageState(self._blobs, clock)
-        self._api = StorageApi(Services(state=self._state, signer=UrlSigner(clock)))
+        self._signer = UrlSigner(clock)
+        self._api = StorageApi(Services(state=self._state, signer=self._signer))
         self._faults = FaultPlan(seed)
         self._calls: list[Call] = []
         self._calls_lock = threading.Lock()
@@ -191,6 +192,19 @@ class StorageSimulator:
                 user_metadata=dict(metadata or {}),
             )
         )
+
+    def make_public(self, bucket: str) -> None:
+        """Let anybody read a bucket."""
+        self._state.update_bucket(bucket, lambda before: replace(before, public=True))
+
+    def let_anon_read(self, bucket: str) -> None:
+        """Put a policy in force that lets the anon key read a bucket."""
+        self._state.update_bucket(bucket, lambda before: replace(before, anon_reads=True))
+
+    def sign(self, bucket: str, key: str, *, lifetime_seconds: int = 60) -> str:
+        """A signed URL of an object, as the project's own route makes one."""
+        token = self._signer.sign(f"{bucket}/{key}", scope="download", lifetime_seconds=lifetime_seconds)
+        return f"{self.url}/storage/v1/object/sign/{bucket}/{key}?token={token}"
 
     def object_bytes(self, bucket: str, key: str) -> bytes:
         """An object's bytes; KeyError when there is none."""

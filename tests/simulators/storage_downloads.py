@@ -41,7 +41,7 @@ def _readable(services: Services, request: Request, bucket_name: str, key: str, 
     if not bucket.public and (route == "public" or role in (Role.MISSING, Role.GARBAGE)):
         raise errors.no_such_bucket()
     stored = services.state.get(bucket_name, key)
-    if not bucket.public and role is Role.ANON:
+    if not bucket.public and role is Role.ANON and (not bucket.anon_reads or key.startswith("_tmp/")):
         raise errors.no_such_key()
     return stored
 

@@ -19,7 +19,7 @@ _MAX_SEGMENT_BYTES = 255
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A bucket."""
+    """A bucket; `anon_reads` stands for a policy that lets the anon key read all but unfinished uploads (`_tmp/`)."""
 
     id: str
     name: str
@@ -28,6 +28,7 @@ class Bucket:
     allowed_mime_types: tuple[str, ...] | None
     created_at: datetime
     updated_at: datetime
+    anon_reads: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

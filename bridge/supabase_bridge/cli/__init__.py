@@ -10,9 +10,15 @@ from typing import Any, NoReturn
 import click
 
 from supabase_bridge.cli.logs import configure_logging
-from supabase_bridge.errors import BridgeError, InvalidChannelError, InvalidRunIdError, SettingsError
+from supabase_bridge.errors import (
+    BridgeError,
+    InvalidChannelError,
+    InvalidReferenceError,
+    InvalidRunIdError,
+    SettingsError,
+)
 
-_USAGE_ERRORS = (SettingsError, InvalidChannelError, InvalidRunIdError)
+_USAGE_ERRORS = (SettingsError, InvalidChannelError, InvalidReferenceError, InvalidRunIdError)
 _COMMANDS = {
     "demo": ("supabase_bridge.cli.demo", "Train, log, promote and roll back a small model; see it all happen."),
     "server": ("supabase_bridge.cli.server", "Run the MLflow server with the plugins, and one worker."),
@@ -21,6 +27,10 @@ _COMMANDS = {
     "activate": ("supabase_bridge.cli.activate", "Point a channel to a release, by hand."),
     "rollback": ("supabase_bridge.cli.rollback", "Promote an earlier release again."),
     "status": ("supabase_bridge.cli.status", "Show what is current, what waits, what failed."),
+    "keys": ("supabase_bridge.cli.keys", "Make signing keys, list them, sign what is not signed."),
+    "pull": ("supabase_bridge.cli.pull", "Put a release's files into a directory, verified."),
+    "watch": ("supabase_bridge.cli.watch", "Run something whenever another release becomes current."),
+    "verify": ("supabase_bridge.cli.verify", "Check a release's signature and every byte of its files."),
     "outbox": ("supabase_bridge.cli.outbox", "List, retry or discard registry changes."),
 }
 

@@ -1,0 +1,43 @@
+"""`supabase-bridge verify`: hold a release in the store against its records and signature."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from supabase_bridge.cli.common import home_option, json_option, print_json
+from supabase_bridge.cli.consumer import facts, line, opened
+
+
+@click.command("verify")
+@click.argument("reference", metavar="MODEL[@CHANNEL|/RUN_ID]")
+@json_option
+@home_option
+def command(reference: str, as_json: bool, home: Path | None) -> None:
+    """Check the manifest as the settings ask (signature, sequence, age), then read every file and compare its SHA-256.
+
+    Nothing is kept, and the cache is not believed: every byte comes from the store.
+
+    \b
+    Example:  supabase-bridge verify two_tower --json
+
+    \b
+    Exit codes:  0 everything is as recorded   1 it is not, or is not believed   2 wrong use or settings
+    """
+    with opened(home) as resolver:
+        release = resolver.resolve(reference)
+        verdicts = resolver.verify(release)
+    good = all(verdict.problem is None for verdict in verdicts)
+    if as_json:
+        problems = {verdict.name: verdict.problem for verdict in verdicts if verdict.problem is not None}
+        print_json({**facts(release), "verified": good, "problems": problems})
+    else:
+        click.echo(line(release))
+        for verdict in verdicts:
+            word = "ok " if verdict.problem is None else "BAD"
+            problem = "" if verdict.problem is None else f": {verdict.problem}"
+            click.echo(f"  {word} {verdict.name} {verdict.record.size_bytes} {verdict.record.sha256}{problem}")
+    if not good:
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""The consumer: resolve, pull and watch releases with nothing but the base installation."""

@@ -1,0 +1,84 @@
+"""From an object to a local file that is whole and as recorded, or is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from supabase_bridge.consumer.reading import Deadline, Reader
+from supabase_bridge.documents import FileRecord
+from supabase_bridge.errors import CorruptObjectError
+from supabase_bridge.object_store.background_hash import BackgroundHash
+from supabase_bridge.object_store.local_files import discard, local_error
+
+_BLOCK_BYTES = 256 * 1024
+"""What is written and hashed at a time; the network delivers smaller pieces."""
+_READ_ONLY = 0o444
+
+
+def time_for(size_bytes: int, *, timeout: timedelta, minimum_rate: int) -> timedelta:
+    """How long a body may take: `timeout`, and as much as its bytes need at the lowest rate (bytes in a second)."""
+    return timeout + timedelta(seconds=size_bytes / minimum_rate)
+
+
+def download(reader: Reader, key: str, record: FileRecord, path: Path, *, deadline: Deadline) -> None:
+    """Write an object to `path`, over what is there and read-only, once its bytes are known to be those recorded.
+
+    Raises:
+        ObjectNotFoundError: there is no such object.
+        CorruptObjectError: it is not as recorded; `path` was not touched.
+        DeadlineExceededError: it took too long.
+        LocalFileError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    digest = hashlib.sha256()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb", buffering=0) as file, BackgroundHash(digest.update) as background:
+            for block in _blocks(reader.stream(key, size_bytes=record.size_bytes, deadline=deadline)):
+                background.update(block)
+                file.write(block)
+            background.finish()
+        _compare(reader, key, record, digest.hexdigest())
+        temporary.chmod(_READ_ONLY)
+        temporary.replace(path)
+    except OSError as error:
+        raise local_error(path, error) from error
+    finally:
+        discard(temporary)
+
+
+def check(reader: Reader, key: str, record: FileRecord, *, deadline: Deadline) -> None:
+    """Read an object to its end, keep nothing, and hold it against its record.
+
+    Raises:
+        ObjectNotFoundError: there is no such object.
+        CorruptObjectError: it is not as recorded.
+        DeadlineExceededError: it took too long.
+    """
+    digest = hashlib.sha256()
+    for piece in reader.stream(key, size_bytes=record.size_bytes, deadline=deadline):
+        digest.update(piece)
+    _compare(reader, key, record, digest.hexdigest())
+
+
+def _compare(reader: Reader, key: str, record: FileRecord, found: str) -> None:
+    if found != record.sha256:
+        raise CorruptObjectError(reader.name, key, f"SHA-256 {record.sha256}", f"SHA-256 {found}")
+
+
+def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in larger pieces."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _BLOCK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)

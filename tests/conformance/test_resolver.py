@@ -1,0 +1,408 @@
+"""The consumer, on every way to a bucket: what it resolves, what it asks for, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supabase_bridge import Resolver, model_signature
+from supabase_bridge.errors import (
+    ChannelNotFoundError,
+    CorruptObjectError,
+    InvalidDocumentError,
+    InvalidReferenceError,
+    LocalFileError,
+    ManifestExpiredError,
+    ManifestForkedError,
+    ManifestReplayedError,
+    ManifestUnsignedError,
+    MemoryDamagedError,
+    ReadDeniedError,
+    ReleaseNotFoundError,
+    ReleaseUnsignedError,
+    SettingsError,
+    UnknownKeyError,
+)
+from supabase_bridge.layout import ReleaseKeys, RunId
+from supabase_bridge.trust import TrustPolicy
+from tests.consumers import BUCKET, FIRST, LATEST, MODEL, PUBLISHED, SECOND, Bucket, Clock, new_signer, record, trusting
+from tests.simulators.storage import CutResponseAfter, Fault, Respond, StorageSimulator
+
+ONNX = f"{MODEL}_{FIRST}.onnx"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """A bucket to fill, and how a consumer comes to it."""
+
+    bucket: Bucket
+    arguments: dict[str, Any]
+    directory: Path
+
+    def resolver(self, **more: Any) -> Resolver:
+        return Resolver(**{**self.arguments, "cache_dir": self.directory / "cache", **more})
+
+
+@pytest.fixture(params=["directory", "service key", "anon key", "public bucket", "signed URLs"])
+def way(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Way]:
+    if request.param == "directory":
+        root = tmp_path / "supabase" / BUCKET
+        yield Way(bucket=Bucket.of_directory(root), arguments={"directory": root}, directory=tmp_path)
+        return
+    with StorageSimulator() as simulator:
+        bucket = Bucket.of_simulator(simulator)
+        bucket.put("_tmp/made", b"")
+        arguments: dict[str, Any] = {"url": simulator.url}
+        match request.param:
+            case "service key":
+                arguments["key"] = simulator.service_key
+            case "anon key":
+                simulator.let_anon_read(BUCKET)
+                arguments["key"] = simulator.anon_key
+            case "public bucket":
+                simulator.make_public(BUCKET)
+            case _:
+                arguments["signed_urls"] = lambda key: simulator.sign(BUCKET, key)
+        yield Way(bucket=bucket, arguments=arguments, directory=tmp_path)
+
+
+@pytest.fixture
+def simulator() -> Iterator[StorageSimulator]:
+    with StorageSimulator() as running:
+        yield running
+
+
+def test_a_channel_resolves_to_what_it_names_now(way: Way) -> None:
+    way.bucket.promote(FIRST)
+    way.bucket.promote(SECOND, channel="staging")
+    with way.resolver() as resolver:
+        release = resolver.resolve(MODEL)
+        assert (release.model, release.channel, release.run_id, release.sequence) == (MODEL, "latest", FIRST, 1)
+        assert (release.published_at, release.model_version, release.release_notes) == (PUBLISHED, 7, "better")
+        assert release.onnx_path == f"{MODEL}/{FIRST}/{ONNX}"
+        assert release.files[ONNX].size_bytes == len(way.bucket.files(FIRST)[ONNX])
+        assert not release.signed
+        assert resolver.resolve(f"{MODEL}@staging").run_id == SECOND
+        assert resolver.resolve(MODEL, channel="staging").run_id == SECOND
+        way.bucket.promote(SECOND)
+        assert resolver.resolve(MODEL).run_id == SECOND
+
+
+def test_a_release_resolves_by_its_run_id(way: Way) -> None:
+    way.bucket.release(FIRST)
+    with way.resolver() as resolver:
+        release = resolver.resolve(f"{MODEL}/{FIRST}")
+        assert release == resolver.resolve(MODEL, run_id=FIRST)
+        assert (release.run_id, release.channel, release.sequence) == (FIRST, None, None)
+        assert set(release.files) == set(way.bucket.files(FIRST))
+        assert resolver.pull(release).onnx.read_bytes() == way.bucket.files(FIRST)[ONNX]
+
+
+def test_a_manifest_without_records_resolves_by_the_releases_own(way: Way) -> None:
+    way.bucket.release(FIRST)
+    way.bucket.put(LATEST.manifest, way.bucket.manifest(FIRST, sequence=1, files={}).to_bytes())
+    with way.resolver() as resolver:
+        assert set(resolver.resolve(MODEL).files) == set(way.bucket.files(FIRST))
+
+
+def test_what_is_missing_is_named(way: Way) -> None:
+    way.bucket.promote(FIRST)
+    with way.resolver() as resolver:
+        with pytest.raises(ChannelNotFoundError):
+            resolver.resolve(f"{MODEL}@staging")
+        with pytest.raises(ReleaseNotFoundError):
+            resolver.resolve(f"{MODEL}/{SECOND}")
+
+
+def test_a_pull_brings_the_recorded_bytes(way: Way) -> None:
+    more = {"notes/more.txt": b"nested", "model.sig": b"{}"}
+    way.bucket.promote(FIRST, more=more)
+    with way.resolver() as resolver:
+        pulled = resolver.pull(MODEL)
+        wanted = way.bucket.files(FIRST, more=more)
+        assert {name: path.read_bytes() for name, path in pulled.files.items()} == wanted
+        dest = resolver.pull(MODEL, way.directory / "dest").directory
+        assert {path.relative_to(dest).as_posix() for path in dest.rglob("*") if path.is_file()} == set(wanted)
+        assert resolver.meta(pulled.release).embedding_dim == 256
+        assert resolver.metrics(pulled.release).metrics == {"auc": 0.9}
+
+
+def test_a_file_that_differs_from_its_record_is_not_pulled(way: Way) -> None:
+    way.bucket.promote(FIRST)
+    data = bytearray(way.bucket.files(FIRST)[ONNX])
+    data[100] ^= 1
+    way.bucket.put(f"{MODEL}/{FIRST}/{ONNX}", bytes(data))
+    with way.resolver() as resolver:
+        with pytest.raises(CorruptObjectError):
+            resolver.pull(MODEL, way.directory / "dest")
+        assert not (way.directory / "dest").exists()
+        verdicts = {verdict.name: verdict.problem for verdict in resolver.verify(resolver.resolve(MODEL))}
+        assert [name for name, problem in verdicts.items() if problem is not None] == [ONNX]
+
+
+def test_an_older_manifest_than_one_seen_is_refused_by_this_process_and_the_next(way: Way) -> None:
+    old = way.bucket.promote(FIRST).to_bytes()
+    way.bucket.promote(SECOND)
+    with way.resolver() as resolver, way.resolver() as other:
+        resolver.resolve(MODEL)
+        way.bucket.put(LATEST.manifest, old)
+        for reading in (resolver, other):
+            with pytest.raises(ManifestReplayedError):
+                reading.resolve(MODEL)
+
+
+def test_another_manifest_with_a_sequence_seen_before_is_refused(way: Way) -> None:
+    way.bucket.promote(FIRST)
+    with way.resolver() as resolver:
+        resolver.resolve(MODEL)
+        way.bucket.put(LATEST.manifest, way.bucket.manifest(SECOND, sequence=1).to_bytes())
+        with pytest.raises(ManifestForkedError):
+            resolver.resolve(MODEL)
+
+
+def test_channels_and_buckets_are_remembered_apart(way: Way) -> None:
+    way.bucket.promote(SECOND)
+    way.bucket.promote(SECOND)
+    with way.resolver() as resolver:
+        assert resolver.resolve(MODEL).sequence == 2
+        way.bucket.put(f"{MODEL}/staging/manifest.json", way.bucket.manifest(sequence=1, channel="staging").to_bytes())
+        assert resolver.resolve(f"{MODEL}@staging").sequence == 1
+    other = Bucket.of_directory(way.directory / "other")
+    other.promote(FIRST)
+    with Resolver(directory=way.directory / "other", cache_dir=way.directory / "cache") as resolver:
+        assert resolver.resolve(MODEL).sequence == 1
+
+
+def test_an_unchanged_manifest_costs_one_request_that_is_answered_304(
+    simulator: StorageSimulator, tmp_path: Path
+) -> None:
+    Bucket.of_simulator(simulator).promote(FIRST)
+    for statuses in ([200, 304, 304], [304, 304, 304]):
+        simulator.reset_calls()
+        with Resolver(url=simulator.url, key=simulator.service_key, cache_dir=tmp_path) as resolver:
+            releases = [resolver.resolve(MODEL) for _ in range(3)]
+        assert [call.status for call in simulator.calls()] == statuses
+        assert len(set(map(repr, releases))) == 1
+
+
+def test_a_manifest_that_is_unchanged_grows_old_all_the_same(simulator: StorageSimulator) -> None:
+    Bucket.of_simulator(simulator).promote(FIRST)
+    clock, policy = Clock(), TrustPolicy(max_age=timedelta(days=3))
+    with Resolver(url=simulator.url, key=simulator.service_key, policy=policy, clock=clock) as resolver:
+        resolver.resolve(MODEL)
+        clock.now += timedelta(days=3)
+        with pytest.raises(ManifestExpiredError):
+            resolver.resolve(MODEL)
+    assert [call.status for call in simulator.calls()] == [200, 304]
+
+
+def test_a_second_pull_reads_no_file_over_the_network(simulator: StorageSimulator, tmp_path: Path) -> None:
+    Bucket.of_simulator(simulator).promote(FIRST)
+    with Resolver(url=simulator.url, key=simulator.service_key, cache_dir=tmp_path / "cache") as resolver:
+        resolver.pull(MODEL)
+        simulator.reset_calls()
+        resolver.pull(MODEL)
+        resolver.pull(MODEL, tmp_path / "dest")
+    assert [(call.path.rpartition("/")[2], call.status) for call in simulator.calls()] == [("manifest.json", 304)] * 2
+
+
+def test_a_pull_goes_on_where_the_connection_broke(simulator: StorageSimulator, tmp_path: Path) -> None:
+    data = bytes(range(251)) * 4001
+    Bucket.of_simulator(simulator).promote(FIRST, onnx=data)
+    simulator.inject(Fault(action=CutResponseAfter(300_000), path_contains=".onnx", times=2))
+    with Resolver(url=simulator.url, key=simulator.service_key, cache_dir=tmp_path) as resolver:
+        assert resolver.pull(MODEL).onnx.read_bytes() == data
+    assert [call.status for call in simulator.calls() if ".onnx" in call.path] == [200, 206, 206]
+
+
+def test_a_resolve_asks_again_where_the_server_fails_now_and_then(simulator: StorageSimulator) -> None:
+    Bucket.of_simulator(simulator).promote(FIRST)
+    simulator.inject(Fault(action=Respond(500), times=1))
+    with Resolver(url=simulator.url, key=simulator.service_key) as resolver:
+        assert resolver.resolve(MODEL).run_id == FIRST
+
+
+@pytest.mark.parametrize("key", [None, "anon", "another-projects-key"])
+def test_a_consumer_that_may_not_read_is_told_so(simulator: StorageSimulator, key: str | None) -> None:
+    Bucket.of_simulator(simulator).promote(FIRST)
+    with Resolver(url=simulator.url, key=simulator.anon_key if key == "anon" else key) as resolver:
+        with pytest.raises((ReadDeniedError, ChannelNotFoundError)) as caught:
+            resolver.resolve(MODEL)
+        assert "another-projects-key" not in str(caught.value)
+
+
+def test_an_expired_signed_url_is_told_apart_from_a_missing_release(simulator: StorageSimulator) -> None:
+    Bucket.of_simulator(simulator).promote(FIRST)
+    expired = Resolver(signed_urls=lambda key: simulator.sign(BUCKET, key, lifetime_seconds=-1))
+    with expired, pytest.raises(ReadDeniedError):
+        expired.resolve(MODEL)
+
+
+class TestSignatures:
+    """With keys that are trusted; every manifest of `bucket` is signed by `signer`."""
+
+    @pytest.fixture
+    def signed(self, tmp_path: Path) -> tuple[Bucket, Callable[..., Resolver]]:
+        signer = new_signer()
+        policy = TrustPolicy(keys=trusting(signer))
+
+        def resolver(**more: Any) -> Resolver:
+            return Resolver(**{"directory": tmp_path / "models", "policy": policy, **more})
+
+        return Bucket.of_directory(tmp_path / "models", signer=signer), resolver
+
+    def test_a_signed_manifest_resolves_and_says_so(self, signed: tuple[Bucket, Callable[..., Resolver]]) -> None:
+        bucket, resolver = signed
+        bucket.promote(FIRST)
+        assert resolver().resolve(MODEL).signed
+
+    def test_an_unsigned_one_or_one_of_another_key_is_refused(
+        self, signed: tuple[Bucket, Callable[..., Resolver]]
+    ) -> None:
+        bucket, resolver = signed
+        bucket.signer = None
+        bucket.promote(FIRST)
+        with pytest.raises(ManifestUnsignedError):
+            resolver().resolve(MODEL)
+        bucket.signer = new_signer()
+        bucket.promote(FIRST)
+        with pytest.raises(UnknownKeyError):
+            resolver().resolve(MODEL)
+
+    def test_a_release_by_its_run_id_is_vouched_for_by_the_signed_log(
+        self, signed: tuple[Bucket, Callable[..., Resolver]]
+    ) -> None:
+        bucket, resolver = signed
+        bucket.promote(FIRST)
+        bucket.promote(SECOND)
+        release = resolver().resolve(f"{MODEL}/{FIRST}")
+        assert (release.run_id, release.signed, release.channel) == (FIRST, True, None)
+
+    def test_a_release_that_only_its_own_document_records_is_refused(
+        self, signed: tuple[Bucket, Callable[..., Resolver]]
+    ) -> None:
+        bucket, resolver = signed
+        bucket.promote(SECOND)
+        bucket.release(FIRST)
+        with pytest.raises(ReleaseUnsignedError):
+            resolver().resolve(f"{MODEL}/{FIRST}")
+
+    def test_a_release_that_was_never_promoted_is_vouched_for_by_its_model_signature(
+        self, signed: tuple[Bucket, Callable[..., Resolver]]
+    ) -> None:
+        bucket, resolver = signed
+        assert bucket.signer is not None
+        bucket.promote(SECOND)
+        bucket.release(FIRST)
+        records = {name: record(data) for name, data in bucket.files(FIRST).items()}
+        keys = ReleaseKeys(model_key=MODEL, run_id=RunId.parse(FIRST))
+        bucket.put(keys.signature, model_signature.sign(records, name=FIRST, key=bucket.signer.key))
+        release = resolver().resolve(f"{MODEL}/{FIRST}")
+        assert (release.signed, set(release.files)) == (True, {*records, "model.sig"})
+        bucket.put(keys.signature, model_signature.sign(records, name=FIRST, key=new_signer().key))
+        with pytest.raises(ReleaseUnsignedError, match="not trusted"):
+            resolver().resolve(f"{MODEL}/{FIRST}")
+
+    def test_a_document_that_was_changed_after_its_release_was_signed_is_not_believed(
+        self, signed: tuple[Bucket, Callable[..., Resolver]]
+    ) -> None:
+        bucket, resolver = signed
+        bucket.promote(FIRST)
+        keys = ReleaseKeys(model_key=MODEL, run_id=RunId.parse(FIRST))
+        bucket.put(keys.meta, bucket.files(FIRST, onnx=b"other bytes")["model_meta.json"])
+        bucket.put(keys.onnx, b"other bytes")
+        release = resolver().resolve(f"{MODEL}/{FIRST}")
+        with pytest.raises(CorruptObjectError):
+            resolver().meta(release)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "@latest", "two_tower@", "two_tower/", "two_tower@latest/x", "../x", "two_tower/latest", "a@b@c", "a/b/c"],
+)
+def test_what_is_no_reference_is_refused_before_anything_is_asked(tmp_path: Path, text: str) -> None:
+    with Resolver(directory=tmp_path / "missing") as resolver, pytest.raises(Exception, match=r".") as caught:
+        resolver.resolve(text)
+    assert type(caught.value).__name__ in {
+        "InvalidReferenceError",
+        "InvalidModelKeyError",
+        "InvalidChannelError",
+        "InvalidRunIdError",
+    }
+
+
+def test_a_reference_does_not_say_twice_which_release_is_meant(tmp_path: Path) -> None:
+    with Resolver(directory=tmp_path) as resolver:
+        with pytest.raises(InvalidReferenceError):
+            resolver.resolve(f"{MODEL}@latest", channel="staging")
+        with pytest.raises(InvalidReferenceError):
+            resolver.resolve(f"{MODEL}/{FIRST}", run_id=SECOND)
+
+
+def test_what_was_seen_must_be_readable_to_be_believed(tmp_path: Path) -> None:
+    Bucket.of_directory(tmp_path / "models").promote(FIRST)
+    resolver = Resolver(directory=tmp_path / "models", cache_dir=tmp_path / "cache")
+    resolver.resolve(MODEL)
+    (found,) = (tmp_path / "cache" / "seen").glob("*.json")
+    found.write_text(found.read_text()[:-30])
+    with pytest.raises(MemoryDamagedError):
+        resolver.resolve(MODEL)
+
+
+def test_a_release_whose_own_document_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    bucket = Bucket.of_directory(tmp_path / "models")
+    bucket.release(FIRST, more={"x": b""})
+    keys = ReleaseKeys(model_key=MODEL, run_id=RunId.parse(FIRST))
+    meta = bucket.files(FIRST, more={"x": b""})["model_meta.json"]
+    bucket.put(keys.meta, meta.replace(b'"x"', b'"../../../x"'))
+    with pytest.raises(InvalidDocumentError):
+        Resolver(directory=tmp_path / "models").resolve(f"{MODEL}/{FIRST}")
+
+
+def test_without_a_cache_a_pull_needs_a_destination(tmp_path: Path) -> None:
+    Bucket.of_directory(tmp_path / "models").promote(FIRST)
+    resolver = Resolver(directory=tmp_path / "models")
+    with pytest.raises(SettingsError):
+        resolver.pull(MODEL)
+    assert resolver.pull(MODEL, tmp_path / "dest").onnx.exists()
+
+
+@pytest.mark.parametrize("limit", [0, 10_000_000])
+def test_a_destination_holds_one_release_after_another_and_never_foreign_files(tmp_path: Path, limit: int) -> None:
+    bucket = Bucket.of_directory(tmp_path / "models")
+    bucket.promote(FIRST)
+    resolver = Resolver(directory=tmp_path / "models", cache_dir=tmp_path / "cache", cache_limit_bytes=limit)
+    dest = tmp_path / "deep" / "dest"
+    resolver.pull(MODEL, dest)
+    bucket.promote(SECOND)
+    resolver.pull(MODEL, dest)
+    resolver.pull(MODEL, dest)
+    assert {path.name for path in dest.iterdir()} == set(bucket.files(SECOND))
+    assert [path.name for path in dest.parent.iterdir()] == ["dest"]
+    (dest / "mine.txt").write_text("keep me")
+    bucket.promote(FIRST)
+    with pytest.raises(LocalFileError, match="mine"):
+        resolver.pull(MODEL, dest)
+    assert (dest / "mine.txt").read_text() == "keep me"
+    assert f"{MODEL}_{SECOND}.onnx" in {path.name for path in dest.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "foreign"])
+def test_a_destination_that_is_something_else_is_left_alone(tmp_path: Path, kind: str) -> None:
+    Bucket.of_directory(tmp_path / "models").promote(FIRST)
+    dest = tmp_path / "dest"
+    if kind == "file":
+        dest.write_text("mine")
+    elif kind == "link":
+        dest.symlink_to(tmp_path)
+    else:
+        dest.mkdir()
+        (dest / "thesis.tex").write_text("mine")
+    with pytest.raises(LocalFileError):
+        Resolver(directory=tmp_path / "models").pull(MODEL, dest)
+    assert dest.is_symlink() or (dest if kind == "file" else dest / "thesis.tex").read_text() == "mine"

@@ -1,0 +1,240 @@
+"""The example for Edge Functions reads what the bridge writes, and refuses what the Python consumer refuses."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rfc8785
+
+from supabase_bridge.signing import Signer
+from tests.consumers import BUCKET, FIRST, LATEST, MODEL, SECOND, Bucket, new_signer
+from tests.requirements_on_machine import program
+from tests.simulators.hostile import answer, hostile
+from tests.simulators.storage import StorageSimulator
+
+DRIVER = Path(__file__).with_name("edge_function_driver.mjs")
+ONNX = f"{MODEL}_{FIRST}.onnx"
+
+
+def drive(options: dict[str, Any], *steps: dict[str, Any]) -> list[dict[str, Any]]:
+    """What came of each step."""
+    node = program("node", install="nodejs")
+    given = json.dumps({"options": {"model": MODEL, **options}, "steps": steps or [{}]})
+    done = subprocess.run([node, DRIVER], input=given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    said: list[dict[str, Any]] = json.loads(done.stdout)
+    return said
+
+
+def pem(signer: Signer) -> str:
+    return signer.public.pem.decode()
+
+
+class Project:
+    """A simulated project with signed releases, and what a consumer of it knows."""
+
+    def __init__(self, simulator: StorageSimulator) -> None:
+        self.simulator = simulator
+        self.signer = new_signer()
+        self.bucket = Bucket.of_simulator(simulator, signer=self.signer)
+        self.bucket.promote(FIRST)
+        self.options = {"url": simulator.url, "key": simulator.service_key, "trustedKeys": [pem(self.signer)]}
+
+    def drive(self, *steps: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+        return drive({**self.options, **more}, *steps)
+
+    def manifest(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.simulator.object_bytes(BUCKET, LATEST.manifest))
+        return found
+
+    def put(self, value: object, *, key: str = LATEST.manifest) -> None:
+        self.simulator.put_object(BUCKET, key, json.dumps(value).encode())
+
+
+@pytest.fixture
+def project() -> Iterator[Project]:
+    with StorageSimulator() as simulator:
+        yield Project(simulator)
+
+
+def test_it_resolves_and_fetches_what_python_wrote_and_signed(project: Project) -> None:
+    (said,) = project.drive({"fetch": ""})
+    assert base64.b64decode(said.pop("file")) == project.bucket.files(FIRST)[ONNX]
+    assert said == {
+        "runId": FIRST,
+        "sequence": 1,
+        "signed": True,
+        "keyId": project.signer.public.key_id,
+        "onnxPath": f"{MODEL}/{FIRST}/{ONNX}",
+        "frozen": True,
+    }
+
+
+def test_it_reads_an_unsigned_manifest_where_no_key_is_trusted(project: Project) -> None:
+    project.bucket.signer = None
+    project.bucket.promote(SECOND)
+    (said,) = project.drive(trustedKeys=[])
+    assert (said["runId"], said["signed"]) == (SECOND, False)
+
+
+@pytest.mark.parametrize("way", ["anon key", "public bucket", "signed URLs"])
+def test_it_reads_every_way_a_consumer_may(project: Project, way: str) -> None:
+    options: dict[str, Any] = {"key": None}
+    if way == "anon key":
+        project.simulator.let_anon_read(BUCKET)
+        options = {"key": project.simulator.anon_key}
+    elif way == "public bucket":
+        project.simulator.make_public(BUCKET)
+    else:
+        keys = project.simulator.object_keys(BUCKET)
+        options |= {"url": None, "signed": {key: project.simulator.sign(BUCKET, key) for key in keys}}
+    (said,) = project.drive({"fetch": ""}, **options)
+    assert base64.b64decode(said["file"]) == project.bucket.files(FIRST)[ONNX]
+
+
+def test_an_unchanged_manifest_costs_one_304(project: Project) -> None:
+    said = project.drive({}, {"previous": True})
+    assert said[0] == said[1]
+    assert [call.status for call in project.simulator.calls()] == [200, 304]
+
+
+def test_an_older_manifest_than_one_seen_is_refused(project: Project) -> None:
+    old = project.manifest()
+    assert project.drive(minSequence=2) == [{"code": "replayed"}]
+    project.bucket.promote(SECOND)
+    key = project.simulator.service_key
+    back = {
+        "url": f"{project.simulator.url}/storage/v1/object/{BUCKET}/{LATEST.manifest}",
+        "headers": {"authorization": f"Bearer {key}", "x-upsert": "true", "content-type": "application/json"},
+        "body": json.dumps(old),
+    }
+    said = project.drive({}, {"previous": True, "put": back})
+    assert (said[0]["sequence"], said[1]) == (2, {"code": "replayed"})
+
+
+TAMPERED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "the run_id": ("signature", lambda m: m["current"].update(run_id=SECOND)),
+    "a digest": ("signature", lambda m: m["current"]["files"][ONNX].update(sha256="0" * 64)),
+    "a size": ("signature", lambda m: m["current"]["files"][ONNX].update(size_bytes=1)),
+    "the sequence": ("signature", lambda m: m.update(sequence=99)),
+    "the time": ("signature", lambda m: m["current"].update(published_at="2030-01-01T00:00:00Z")),
+    "the notes": ("signature", lambda m: m.update(release_notes="all is well")),
+    "a new field": ("signature", lambda m: m.update(extra=1)),
+    "no signature": ("unsigned", lambda m: m.pop("signature")),
+    "half a signature": ("signature", lambda m: m.update(signature=m["signature"][:-20])),
+    "no text": ("signature", lambda m: m.update(signature=["x"])),
+    "another algorithm": (
+        "signature",
+        lambda m: m.update(
+            signature=base64.urlsafe_b64encode(b'{"alg":"none","kid":"x"}').decode().rstrip("=") + "..AA"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_a_manifest_that_was_changed_after_signing_is_refused(project: Project, what: str) -> None:
+    code, change = TAMPERED[what]
+    manifest = project.manifest()
+    change(manifest)
+    project.put(manifest)
+    assert project.drive() == [{"code": code}]
+
+
+def test_a_key_that_is_not_trusted_is_refused(project: Project) -> None:
+    assert project.drive(trustedKeys=[pem(new_signer())]) == [{"code": "unknown-key"}]
+    assert project.drive(trustedKeys=["-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----"]) == [
+        {"code": "settings"}
+    ]
+
+
+LEADING_ELSEWHERE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "another model": ("wrong", lambda m: m.update(model_name="other")),
+    "another channel": ("wrong", lambda m: m.update(channel="staging")),
+    "onnx_path": ("path", lambda m: m["current"].update(onnx_path=f"other/{FIRST}/{ONNX}")),
+    "meta_path": ("path", lambda m: m["current"].update(meta_path="../secret")),
+    "metrics_path": ("path", lambda m: m["current"].pop("metrics_path")),
+    "a run_id": ("path", lambda m: m["current"].update(run_id="../../x")),
+    "a file": ("path", lambda m: m["current"]["files"].update({"../x": {"size_bytes": 0, "sha256": "0" * 64}})),
+    "a record": ("malformed", lambda m: m["current"]["files"].update({"x": {"size_bytes": -1, "sha256": "0" * 64}})),
+    "no sequence": ("malformed", lambda m: m.pop("sequence")),
+    "previous": ("path", lambda m: m.update(previous=[{"run_id": SECOND, "onnx_path": "http://x/y"}])),
+}
+
+
+@pytest.mark.parametrize("what", LEADING_ELSEWHERE)
+def test_an_unsigned_manifest_that_leads_elsewhere_is_refused(project: Project, what: str) -> None:
+    code, change = LEADING_ELSEWHERE[what]
+    manifest = project.manifest()
+    change(manifest)
+    project.put(manifest)
+    assert project.drive(trustedKeys=[]) == [{"code": code}]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 100 + b"1" + b"}" * 100])
+def test_what_is_no_manifest_is_refused(project: Project, data: bytes) -> None:
+    project.simulator.put_object(BUCKET, LATEST.manifest, data)
+    assert project.drive() == [{"code": "malformed"}]
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b"X" + data[1:]])
+def test_a_file_that_is_not_as_recorded_is_refused(project: Project, change: Callable[[bytes], bytes]) -> None:
+    key = f"{MODEL}/{FIRST}/{ONNX}"
+    project.simulator.put_object(BUCKET, key, change(project.simulator.object_bytes(BUCKET, key)))
+    assert project.drive({"fetch": ""}) == [{"code": "corrupt"}]
+
+
+def test_an_old_manifest_is_refused_where_an_age_is_set(project: Project) -> None:
+    assert project.drive(maxAgeSeconds=timedelta(days=1).total_seconds()) == [{"code": "expired"}]
+
+
+def test_what_is_missing_or_denied_is_told_apart(project: Project) -> None:
+    assert project.drive(channel="staging") == [{"code": "absent"}]
+    assert project.drive(key="wrong") == [{"code": "denied"}]
+
+
+def test_a_hostile_server_is_given_up_and_no_redirect_is_followed() -> None:
+    def options(url: str) -> dict[str, Any]:
+        return {"url": url, "key": "k", "timeoutMs": 400}
+
+    with hostile(lambda talk: talk.hang()) as server:
+        assert drive(options(server.url)) == [{"code": "late"}]
+    with hostile(lambda talk: talk.trickle(answer(b"{}" * 1000))) as server:
+        assert drive(options(server.url)) == [{"code": "late"}]
+    with hostile(lambda talk: talk.send(answer(b" " * 1_000_001))) as server:
+        assert drive(options(server.url)) == [{"code": "too-large"}]
+    with hostile(lambda talk: talk.send(answer(b""))) as elsewhere:
+        location = f"Location: {elsewhere.url}/x\r\n"
+        with hostile(lambda talk: talk.send(answer(b"", status="302 Found", headers=location))) as server:
+            assert drive(options(server.url)) == [{"code": "redirected"}]
+        assert elsewhere.heads == []
+
+
+def test_its_canonical_json_is_that_of_python() -> None:
+    texts = [
+        '{"b":1,"a":[true,null,1.5,1e21,1e-7,0.1,-0.0,100]}',
+        '{"\\ud83d\\ude00":1,"\\ufb33":2,"\\u20ac":3,"\\r":4,"1":5,"\\u0080":6}',
+        '{"text":"\\u000f\\n\\"\\\\/ \\u007f\\u2028 作成者"}',
+    ]
+    said = drive({}, *({"canonical": text} for text in texts))
+    assert [item["canonical"].encode() for item in said] == [rfc8785.dumps(json.loads(text)) for text in texts]
+
+
+def test_the_function_and_its_readme_use_what_the_file_exports() -> None:
+    directory = DRIVER.parents[2] / "examples" / "edge-function"
+    exported = set(
+        re.findall(r"^export (?:async )?function (\w+)", (directory / "release.mjs").read_text(), re.MULTILINE)
+    )
+    for name in ("index.ts", "README.md"):
+        text = (directory / name).read_text()
+        used = re.search(r"import \{ ([\w, ]+) \} from \"./release.mjs\"", text)
+        assert used is not None
+        assert set(used[1].split(", ")) <= exported
