@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -10,14 +9,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError
-from supabase_bridge.object_store import ObjectStore
-from supabase_bridge.object_store.local_files import discard, local_error, pieces_of_open
+from supabase_bridge.object_store import ObjectStore, Progress
+from supabase_bridge.object_store.digest import Digesting
+from supabase_bridge.object_store.local_files import discard, local_error, pieces_of_open, write_all
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,12 @@ class DigestCache:
         self._directory = directory
         self._limit_bytes = limit_bytes
 
-    def fetch(self, store: ObjectStore, key: str, record: FileRecord, target: Path) -> None:
+    def fetch(
+        self, store: ObjectStore, key: str, record: FileRecord, target: Path, progress: Progress | None = None
+    ) -> None:
         """Write an object to `target`: whole and as recorded, or not at all; from the cache where it is there.
+
+        Constant memory; connections that break are taken up where they broke (see `ObjectStore.stream`).
 
         Raises:
             ObjectNotFoundError: it is not in the cache, and not in the store.
@@ -53,48 +58,53 @@ class DigestCache:
         """
         temporary = target.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("xb", buffering=0) as file:
                 if not self._copy_out(record, file):
                     file.seek(0)
                     file.truncate()
-                    self._download(store, key, record, file)
+                    self._download(store, key, record, file, progress)
             temporary.replace(target)
         except OSError as error:
             raise local_error(target, error) from error
         finally:
             discard(temporary)
 
-    def _copy_out(self, record: FileRecord, file: BinaryIO) -> bool:
+    def _copy_out(self, record: FileRecord, file: FileIO) -> bool:
         """Whether the content was here, and is in `file` now."""
         entry = self._entry(record)
         if entry is None:
             return False
-        digest = _Digest()
-        for piece in _pieces_of_entry(entry):
-            digest.update(piece)
-            file.write(piece)
-        if digest.matches(record):
+        with Digesting(md5=False) as digesting:
+            for piece in _pieces_of_entry(entry):
+                digesting.update(piece)
+                write_all(file, piece)
+            found = digesting.record()
+        if found == record:
             with suppress(OSError):
                 os.utime(entry)
             return True
-        if digest.size_bytes:
+        if found.size_bytes:
             logger.warning("A cached file was damaged and is fetched again", extra={"path": str(entry)})
             discard(entry)
         return False
 
-    def _download(self, store: ObjectStore, key: str, record: FileRecord, file: BinaryIO) -> None:
+    def _download(
+        self, store: ObjectStore, key: str, record: FileRecord, file: FileIO, progress: Progress | None
+    ) -> None:
         """Write the object to `file`, and beside it to a new entry, which counts once the digest is right."""
         entry = self._entry(record) if record.size_bytes <= self._limit_bytes else None
-        digest = _Digest()
-        with _NewEntry(entry) as new:
+        with _NewEntry(entry) as new, Digesting(md5=False) as digesting:
             for piece in store.stream(key):
-                digest.update(piece)
-                if digest.size_bytes > record.size_bytes:
+                digesting.update(piece)
+                if digesting.size_bytes > record.size_bytes:
                     break
-                file.write(piece)
+                write_all(file, piece)
                 new.write(piece)
-            if not digest.matches(record):
-                raise CorruptObjectError(store.name, key, _described(record), str(digest))
+                if progress is not None:
+                    progress(len(piece))
+            found = digesting.record()
+            if found != record:
+                raise CorruptObjectError(store.name, key, _described(record), _described(found))
             if entry is not None:
                 self._make_room(record.size_bytes)
                 new.place()
@@ -176,24 +186,6 @@ class _NewEntry:
             with suppress(OSError):
                 self._file.close()
         self._file = None
-
-
-class _Digest:
-    """The size and SHA-256 of pieces as they come."""
-
-    def __init__(self) -> None:
-        self.size_bytes = 0
-        self._sha256 = hashlib.sha256()
-
-    def update(self, piece: bytes) -> None:
-        self.size_bytes += len(piece)
-        self._sha256.update(piece)
-
-    def matches(self, record: FileRecord) -> bool:
-        return (self.size_bytes, self._sha256.hexdigest()) == (record.size_bytes, record.sha256)
-
-    def __str__(self) -> str:
-        return f"SHA-256 {self._sha256.hexdigest()} after {self.size_bytes} bytes"
 
 
 def _described(record: FileRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from supabase_bridge.documents import LIMIT_BYTES, parse_object
 from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError
 from supabase_bridge.layout import ENVIRONMENT_NAMES, META_NAME, METRICS_NAME, SUMMARY_NAME
 from supabase_bridge.mlflow_model import parse_mlmodel
+from supabase_bridge.model_file import ModelFile
+from supabase_bridge.object_store.digest import file_record
+from supabase_bridge.onnx_file import Tensors
 from supabase_bridge.selection import Selection
-from supabase_bridge.source import SourceFile
+from supabase_bridge.source_folder import SourceFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +26,8 @@ class Draft:
     """The parts of a release as local files and parsed documents.
 
     Attributes:
-        onnx: One checked ONNX file.
+        onnx: The ONNX model, one file that was checked.
+        tensors: What it takes and gives.
         state_dict: The PyTorch state_dict; None where the training logged none.
         meta: The job's own model_meta.json; empty where it wrote none.
         metrics: The job's own metrics.json; empty where it wrote none.
@@ -31,8 +36,9 @@ class Draft:
         environment: The version's own files of `ENVIRONMENT_NAMES`, by name.
     """
 
-    onnx: Path
-    state_dict: Path | None
+    onnx: ModelFile
+    tensors: Tensors
+    state_dict: ModelFile | None
     meta: Mapping[str, Any]
     metrics: Mapping[str, Any]
     summary: bytes | None
@@ -41,12 +47,14 @@ class Draft:
 
     @property
     def size_bytes(self) -> int:
-        """How much is uploaded, the documents aside."""
-        return sum(path.stat().st_size for path in (self.onnx, self.state_dict) if path is not None)
+        """How much is placed, the documents aside."""
+        return sum(file.record.size_bytes for file in (self.onnx, self.state_dict) if file is not None)
 
 
 def draft_release(selection: Selection, directory: Path) -> Draft:
-    """Fetch what a release is made of into `directory`.
+    """Fetch what a release is made of into `directory`, each file hashed as it comes.
+
+    Of what lies in the project already, sealed by the artifact repository, only what the checks look at is fetched.
 
     Raises:
         ModelFileMissingError, ModelFileAmbiguousError: see `Selection`.
@@ -59,9 +67,13 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
     described = {} if mlmodel is None else parse_mlmodel(mlmodel)
     found = {name: _read(selection.environment(name), directory) for name in ENVIRONMENT_NAMES}
     state_dict = selection.state_dict()
+    with ThreadPoolExecutor(1, thread_name_prefix="taking") as beside:
+        weights = None if state_dict is None else beside.submit(state_dict.take, _own(directory, "state_dict"))
+        onnx, tensors = _onnx(selection, described.get("flavors", {}), directory)
     return Draft(
-        onnx=_onnx(selection, described.get("flavors", {}), directory),
-        state_dict=None if state_dict is None else state_dict.fetch(_own(directory, "state_dict")),
+        onnx=onnx,
+        tensors=tensors,
+        state_dict=None if weights is None else weights.result(),
         meta={} if meta is None else parse_object(meta, META_NAME),
         metrics={} if metrics is None else parse_object(metrics, METRICS_NAME),
         summary=_read(selection.document(SUMMARY_NAME), directory),
@@ -70,17 +82,24 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
     )
 
 
-def _onnx(selection: Selection, flavors: Mapping[str, Any], directory: Path) -> Path:
-    """The version's ONNX model as one checked file."""
+def _onnx(selection: Selection, flavors: Mapping[str, Any], directory: Path) -> tuple[ModelFile, Tensors]:
+    """The version's ONNX model as one checked file, and what it takes and gives."""
     chosen = selection.onnx(flavors)
-    fetched = chosen.fetch(_own(directory, "onnx"))
-    beside = onnx_file.external_files(fetched)
+    taken = chosen.take(_own(directory, "onnx"))
+    if taken.path is None:
+        with taken.open() as file:
+            outline = onnx_file.outline(file, taken.record.size_bytes, _own(directory, "outline"))
+        if not outline.external_files:
+            onnx_file.check(outline.path)
+            return taken, onnx_file.tensors(outline.path)
+        taken = chosen.take(_own(directory, "onnx"), whole=True)
+    beside = onnx_file.external_files(taken.local)
     if beside:
         whole = _own(directory, "joined") / chosen.name
-        onnx_file.join(_gather(selection, chosen, fetched, beside, _own(directory, "parts")), whole)
-        fetched = whole
-    onnx_file.check(fetched)
-    return fetched
+        onnx_file.join(_gather(selection, chosen, taken.local, beside, _own(directory, "parts")), whole)
+        taken = ModelFile(record=file_record(whole), path=whole)
+    onnx_file.check(taken.local)
+    return taken, onnx_file.tensors(taken.local)
 
 
 def _gather(selection: Selection, chosen: SourceFile, fetched: Path, beside: tuple[str, ...], directory: Path) -> Path:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from supabase_bridge import mlflow_model, onnx_file
+from supabase_bridge import mlflow_model
 from supabase_bridge.activate import VerifiedRelease, verify_release
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.completion import (
@@ -152,8 +152,7 @@ class Mirror:
         # The documents' own errors come before any byte is uploaded.
         complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes).to_bytes()
         summary = draft_summary(keys.model_key, drafted, facts).encode()
-        tensors = onnx_file.tensors(draft.onnx)
-        model = mlflow_model.model_files(draft.mlmodel, draft.environment, tensors, keys=keys, facts=facts)
+        model = mlflow_model.model_files(draft.mlmodel, draft.environment, draft.tensors, keys=keys, facts=facts)
         leftovers = self._leftovers(keys)
         placing: dict[str, Callable[[], FileRecord]] = {
             keys.onnx_name: lambda: place_file(self._store, keys.onnx, draft.onnx, progress),

@@ -6,12 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from enum import Enum
-from pathlib import Path
 
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord
 from supabase_bridge.errors import InvalidDocumentError, ObjectExistsError, ObjectNotFoundError, ReleaseConflictError
+from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store import BINARY_TYPE, ObjectStore, Progress, PutOptions
-from supabase_bridge.object_store.digest import file_sha256, sha256_of
+from supabase_bridge.object_store.digest import sha256_of
 
 _AT_ONCE = 4
 """How many files of a release are on their way at the same time."""
@@ -44,22 +44,26 @@ def place_all(placing: Mapping[str, Callable[[], FileRecord]]) -> dict[str, File
     return {name: future.result() for name, future in begun.items() if not failed or future in failed}
 
 
-def place_file(store: ObjectStore, key: str, path: Path, progress: Progress | None) -> FileRecord:
-    """Upload a file unless its content is there already.
+def place_file(store: ObjectStore, key: str, file: ModelFile, progress: Progress | None) -> FileRecord:
+    """Place a file unless its content is there already: copied within the project where it lies there, else uploaded.
 
     Raises:
         ReleaseConflictError: other content is there; it is left as it is.
+        StoreUnavailableError: what was to be copied was deleted or replaced meanwhile.
     """
-    record = FileRecord(size_bytes=path.stat().st_size, sha256=file_sha256(path))
-    present = _digest(store, key)
-    if present is None:
-        options = PutOptions(content_type=BINARY_TYPE, sha256=record.sha256)
-        try:
-            store.create(key, path, options, progress)
-        except ObjectExistsError:
-            present = _digest(store, key)
-    if present not in {None, record.sha256}:
-        raise ReleaseConflictError(key, record.sha256, str(present))
+    record = file.record
+    options = PutOptions(content_type=BINARY_TYPE, sha256=record.sha256, settled=True)
+    try:
+        if file.stored is not None:
+            store.copy_in(file.stored.bucket, file.stored.info, key, options)
+            if progress is not None:
+                progress(record.size_bytes)
+        elif file.path is not None:
+            store.create(key, file.path, options, progress)
+    except ObjectExistsError:
+        present = _digest(store, key)
+        if present not in {None, record.sha256}:
+            raise ReleaseConflictError(key, record.sha256, str(present)) from None
     return record
 
 

@@ -72,7 +72,7 @@ class Processor:
         self._open_store = open_store
         self._announce = announce
         self._seal = seal
-        self._sources = Sources(registry, settings)
+        self._sources = Sources(registry, settings, open_store=open_store)
         self._registry_id: str | None = None
 
     def process(self, event: Event, now: datetime, *, still_held: Callable[[], None]) -> Finished | Waiting:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from supabase_bridge.errors import ModelFileAmbiguousError, ModelFileMissingError
-from supabase_bridge.source import SourceFile, VersionSource
+from supabase_bridge.source import VersionSource
+from supabase_bridge.source_folder import SourceFile
 
 _STATE_DICT_SUFFIXES = (".pt", ".pth", ".pt2")
 """What torch.save and MLflow write, in the order of preference: a state_dict, a pickled model, an exported program."""

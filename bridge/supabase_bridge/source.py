@@ -7,80 +7,23 @@ the allowed roots is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mlflow.entities import Run
-from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 
 from supabase_bridge.completion import Dataset, TrainingFacts
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import SourceNotAllowedError
+from supabase_bridge.object_store import ObjectStore
 from supabase_bridge.registry import RegisteredVersion, Registry, mlflow_errors
-
-_DEPTH_LIMIT = 8
-_FILES_LIMIT = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceFile:
-    """A file of a version, not fetched yet; `path` is relative to the folder it was found in."""
-
-    folder: SourceFolder
-    path: str
-    size_bytes: int | None
-
-    @property
-    def name(self) -> str:
-        return self.path.rsplit("/", 1)[-1]
-
-    def fetch(self, directory: Path) -> Path:
-        """A local path with the file's content; a copy in `directory` unless the file is local already."""
-        return self.folder.fetch(self.path, directory)
-
-
-class SourceFolder:
-    """A folder of artifacts, at a place that the settings allow."""
-
-    def __init__(self, uri: str, repository: ArtifactRepository, local_root: Path | None) -> None:
-        self.uri = uri
-        self._repository = repository
-        self._local_root = local_root
-
-    def files(self) -> list[SourceFile]:
-        """Every file below the folder, by path.
-
-        Raises:
-            SourceNotAllowedError: one of its folders is a link that leaves it.
-        """
-        return sorted(self._walk(None, 0), key=lambda file: file.path)
-
-    def fetch(self, path: str, directory: Path) -> Path:
-        """A local path with one file's content; see `SourceFile.fetch`.
-
-        Raises:
-            SourceNotAllowedError: the path is a link that leaves the folder.
-        """
-        if self._local_root is None:
-            with mlflow_errors(f"fetch {path} from {self.uri}"):
-                return Path(self._repository.download_artifacts(path, str(directory)))
-        return _inside(self._local_root, path)
-
-    def _walk(self, path: str | None, depth: int) -> Iterator[SourceFile]:
-        with mlflow_errors(f"list {self.uri}"):
-            found = self._repository.list_artifacts(path)
-        for item in found[:_FILES_LIMIT]:
-            if not item.is_dir:
-                yield SourceFile(folder=self, path=item.path, size_bytes=item.file_size)
-            elif depth < _DEPTH_LIMIT:
-                if self._local_root is not None:
-                    _inside(self._local_root, item.path)
-                yield from self._walk(item.path, depth + 1)
+from supabase_bridge.shelf import Shelf
+from supabase_bridge.source_folder import SourceFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +43,18 @@ class VersionSource:
 
 
 class Sources:
-    """Finds the sources of model versions."""
+    """Finds the sources of model versions.
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    Args:
+        open_store: From a bucket's name to its object store; None: what lies in the project is fetched like the rest.
+    """
+
+    def __init__(
+        self, registry: Registry, settings: Settings, *, open_store: Callable[[str], ObjectStore] | None = None
+    ) -> None:
         self._registry = registry
         self._settings = settings
+        self._open_store = open_store
 
     def of(self, version: RegisteredVersion) -> VersionSource:
         """The source of a version.
@@ -129,7 +79,15 @@ class Sources:
         local_root = _local_path(located)
         self._check_allowed(located, local_root, workspace)
         repository = get_artifact_repository(self._address(located))
-        return SourceFolder(located, repository, local_root)
+        return SourceFolder(located, repository, local_root, shelf=self._shelf(located))
+
+    def _shelf(self, uri: str) -> Shelf | None:
+        """A folder in one of the buckets of artifacts; the buckets of releases are read through their records only."""
+        scheme, _, rest = uri.partition("://")
+        bucket, _, prefix = rest.partition("/")
+        if self._open_store is None or scheme != "supabase" or bucket not in self._settings.artifact_buckets:
+            return None
+        return Shelf(self._open_store(bucket), bucket, prefix.strip("/"))
 
     def _address(self, uri: str) -> str:
         """Where MLflow's client gets a place from; left to itself, it asks its global tracking URI, not ours."""
@@ -153,8 +111,10 @@ class Sources:
         if parts.scheme == "models":
             name, _, number = path.partition("/")
             return self._locate(client.get_model_version_download_uri(name, number), hops=hops - 1)
-        if parts.scheme == "mlflow-artifacts" and self._settings.tracking_uri is None:
-            return _join(self._settings.artifacts_destination, path)
+        destination = self._settings.artifacts_destination
+        in_project = destination.startswith("supabase://") and not parts.netloc
+        if parts.scheme == "mlflow-artifacts" and (self._settings.tracking_uri is None or in_project):
+            return _join(destination, path)
         return uri
 
     def _check_allowed(self, uri: str, local_path: Path | None, workspace: str) -> None:
@@ -167,14 +127,6 @@ class Sources:
         allowed = (self._settings.artifacts_destination, *self._settings.allowed_sources, *served, *buckets)
         if not any(_below(root, uri, local_path) for root in allowed):
             raise SourceNotAllowedError(uri, allowed)
-
-
-def _inside(root: Path, path: str) -> Path:
-    """What `path` below `root` leads to, links followed, if that is below `root` too."""
-    found = (root / path).resolve()
-    if not found.is_relative_to(root.resolve()):
-        raise SourceNotAllowedError(str(found), (str(root),))
-    return found
 
 
 def _below(root: str, uri: str, local_path: Path | None) -> bool:

@@ -34,11 +34,13 @@ from supabase_bridge.documents import FileRecord
 from supabase_bridge.key_files import trust_policy
 from supabase_bridge.layout import TEMPORARY_PREFIX, ChannelKeys, ReleaseKeys, check_object_key
 from supabase_bridge.object_store import BINARY_TYPE, NO_CACHE, Body, ObjectStore, PutOptions
+from supabase_bridge.object_store.digest import digests_of
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.release_files import ReleaseFiles, files_of, parse_path
 
 SCHEME = "supabase"
 _PIECE_BYTES = 1024 * 1024
+_COMPARED_FROM_BYTES = 256 * 1024
 _RULE = (
     "A path is made of ASCII letters, digits, spaces and _!.*'()&$@=;:+,?- in parts of at most 255 bytes, "
     "none of which is empty, '.' or '..'"
@@ -162,10 +164,10 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
 
     def _upload(self, file: Path, key: str) -> None:
         with as_mlflow_exceptions(), upload_progress(file) as progress:
-            self._store_to_change().overwrite(key, file, _options(file.name), progress)
+            self._store_to_change().overwrite(key, file, _options(file.name, file), progress)
 
     def _put(self, key: str, name: str, body: Body) -> None:
-        self._store_to_change().overwrite(key, body, _options(name))
+        self._store_to_change().overwrite(key, body, _options(name, body))
 
     def _below(self, path: str) -> Iterator[tuple[str, int]]:
         """Every file below a directory, by its path from there, with its size."""
@@ -282,8 +284,18 @@ def _join(directory: str | None, name: str) -> str:
     return "/".join(part for part in (directory, name) if part)
 
 
-def _options(name: str) -> PutOptions:
+def _options(name: str, body: Body) -> PutOptions:
+    """How an artifact is stored: with its digests, sealed, so that a release can be given a copy without reading it.
+
+    A small one costs one request: MLflow lets anybody overwrite it, so a look at what arrived would prove little, and
+    what reads it for a release compares it with these digests.
+    """
     media_type, encoding = mimetypes.guess_type(name)
+    digests = digests_of(body)
     return PutOptions(
-        content_type=media_type if media_type and encoding is None else BINARY_TYPE, cache_control=NO_CACHE
+        content_type=media_type if media_type and encoding is None else BINARY_TYPE,
+        cache_control=NO_CACHE,
+        sha256=digests.sha256,
+        md5=digests.md5,
+        compared=digests.size_bytes > _COMPARED_FROM_BYTES,
     )

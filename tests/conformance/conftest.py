@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from supabase_bridge.config import Secret
-from supabase_bridge.object_store import ObjectStore
+from supabase_bridge.object_store import ObjectStore, PutOptions
 from supabase_bridge.object_store.directory import DirectoryStore
 from supabase_bridge.object_store.supabase import SupabaseStore
+from tests.simulators.memory_store import MemoryStore
 from tests.simulators.storage import StorageSimulator
 
 BUCKET = "models"
+ARTIFACTS = "artifacts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +28,14 @@ class Bench:
     Attributes:
         store: Its bucket exists and is empty.
         without_bucket: Another store at the same place, whose bucket does not exist.
+        artifacts: Another store at the same place, its bucket (`ARTIFACTS`) there and empty.
         fill: Puts objects there without going through the store.
         records_sha256: Whether `stat` gives back the SHA-256 an object was written with.
     """
 
     store: ObjectStore
     without_bucket: ObjectStore
+    artifacts: ObjectStore
     fill: Callable[[Mapping[str, bytes]], None]
     records_sha256: bool
 
@@ -66,7 +70,8 @@ def _directory(tmp_path: Path) -> Iterator[Bench]:
             path.write_bytes(data)
 
     store, other = DirectoryStore(root), DirectoryStore(tmp_path / "supabase" / "missing")
-    yield Bench(store=store, without_bucket=other, fill=fill, records_sha256=False)
+    artifacts = DirectoryStore(tmp_path / "supabase" / ARTIFACTS)
+    yield Bench(store=store, without_bucket=other, artifacts=artifacts, fill=fill, records_sha256=False)
 
 
 @contextmanager
@@ -76,21 +81,38 @@ def _supabase(simulator: StorageSimulator) -> Iterator[Bench]:
             simulator.put_object(BUCKET, key, data)
 
     store, other = supabase_store(simulator), supabase_store(simulator, bucket="missing")
+    artifacts = supabase_store(simulator, bucket=ARTIFACTS)
     try:
-        yield Bench(store=store, without_bucket=other, fill=fill, records_sha256=True)
+        yield Bench(store=store, without_bucket=other, artifacts=artifacts, fill=fill, records_sha256=True)
     finally:
-        store.close()
-        other.close()
+        for opened in (store, other, artifacts):
+            opened.close()
+
+
+@contextmanager
+def _memory() -> Iterator[Bench]:
+    artifacts = MemoryStore()
+    store = MemoryStore(beside={ARTIFACTS: artifacts})
+
+    def fill(objects: Mapping[str, bytes]) -> None:
+        for key, data in objects.items():
+            store.overwrite(key, data, PutOptions())
+
+    yield Bench(store=store, without_bucket=store, artifacts=artifacts, fill=fill, records_sha256=True)
 
 
 @pytest.fixture(params=["directory", "supabase"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
-    """Every store there is, one after the other."""
-    open_bench = (
-        _directory(tmp_path) if request.param == "directory" else _supabase(request.getfixturevalue("simulator"))
-    )
+    """Every store there is, one after the other; tests may ask for "memory" too, whose bucket cannot be missing."""
+    if request.param == "directory":
+        open_bench = _directory(tmp_path)
+    elif request.param == "supabase":
+        open_bench = _supabase(request.getfixturevalue("simulator"))
+    else:
+        open_bench = _memory()
     with open_bench as made:
         made.store.ensure_bucket()
+        made.artifacts.ensure_bucket()
         yield made
 
 

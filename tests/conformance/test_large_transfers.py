@@ -12,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from supabase_bridge.digest_cache import DigestCache
+from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import (
     AccessDeniedError,
     BridgeError,
@@ -21,15 +23,19 @@ from supabase_bridge.errors import (
     ObjectTooLargeError,
     StoreUnavailableError,
 )
-from supabase_bridge.object_store import ObjectStore, PutOptions
-from supabase_bridge.object_store.verified_download import download_verified
+from supabase_bridge.object_store import ObjectStore, Progress, PutOptions
 from tests.conformance.conftest import BUCKET, Bench, supabase_store
 from tests.simulators.faults import CorruptRequest, CorruptResponse, CutResponseAfter, Fault, Hang
 from tests.simulators.storage import StorageSimulator
 
 ROOT = Path(__file__).parents[2]
 DATA = bytes(range(251)) * 4001
-SHA256 = hashlib.sha256(DATA).hexdigest()
+RECORD = FileRecord(size_bytes=len(DATA), sha256=hashlib.sha256(DATA).hexdigest())
+
+
+def download(store: ObjectStore, key: str, target: Path, progress: Progress | None = None) -> None:
+    """As whoever has no cache downloads."""
+    DigestCache(None, limit_bytes=0).fetch(store, key, RECORD, target, progress)
 
 
 def test_a_file_of_300_mb_costs_no_memory_on_any_way() -> None:
@@ -43,7 +49,7 @@ def test_a_download_is_there_whole_and_counted(bench: Bench, tmp_path: Path) -> 
     bench.fill({"m/a": DATA})
     target, moved = tmp_path / "file", list[int]()
     target.write_bytes(b"old")
-    download_verified(bench.store, "m/a", target, sha256=SHA256, progress=moved.append)
+    download(bench.store, "m/a", target, moved.append)
     assert target.read_bytes() == DATA
     assert sum(moved) == len(DATA)
 
@@ -55,16 +61,16 @@ def test_a_download_with_another_hash_changes_nothing(bench: Bench, tmp_path: Pa
     folder.mkdir()
     (folder / "file").write_bytes(b"old")
     with pytest.raises(CorruptObjectError):
-        download_verified(bench.store, "m/a", folder / "file", sha256=SHA256)
+        download(bench.store, "m/a", folder / "file")
     assert [path.name for path in folder.iterdir()] == ["file"]
     assert (folder / "file").read_bytes() == b"old"
 
 
 def test_a_download_that_cannot_be_made_or_written_has_its_name(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(ObjectNotFoundError):
-        download_verified(store, "m/none", tmp_path / "file", sha256=SHA256)
+        download(store, "m/none", tmp_path / "file")
     with pytest.raises(LocalFileError):
-        download_verified(store, "m/none", tmp_path / "no such folder" / "file", sha256=SHA256)
+        download(store, "m/none", tmp_path / "no such folder" / "file")
     assert not (tmp_path / "file").exists()
 
 
@@ -85,7 +91,7 @@ def test_wherever_a_download_is_cut_or_corrupted_the_file_is_right_or_not_there(
         simulator.inject(Fault(action=CorruptResponse(corrupted), times=1))
     store = supabase_store(simulator)
     try:
-        download_verified(store, "m/a", target, sha256=SHA256)
+        download(store, "m/a", target)
     except (CorruptObjectError, StoreUnavailableError):
         assert list(tmp_path.iterdir()) == []
     else:

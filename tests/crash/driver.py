@@ -109,6 +109,9 @@ class CountedStore:
     def stream(self, key: str) -> Iterator[bytes]:
         return self._store.stream(key)
 
+    def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
+        return self._store.read_part(info, start=start, size_bytes=size_bytes)
+
     def stat(self, key: str) -> ObjectInfo:
         return self._store.stat(key)
 
@@ -117,6 +120,9 @@ class CountedStore:
 
     def copy(self, source: str, destination: str) -> None:
         self._effects(f"copy {source}", lambda: self._store.copy(source, destination))
+
+    def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
+        self._effects(f"copy in {key}", lambda: self._store.copy_in(bucket, info, key, options))
 
     def delete(self, keys: Sequence[str]) -> None:
         self._effects(f"delete {keys}", lambda: self._store.delete(keys))
@@ -175,7 +181,10 @@ def tell_story(settings: Settings, effects: Effects, now: datetime) -> None:
         store = CountedStore(stack.enter_context(closing(open_store(settings, settings.bucket))), effects)
         store.ensure_bucket()
         outbox = CountedOutbox(engine, effects)
-        processor = Processor(settings=settings, registry=registry, outbox=outbox, open_store=lambda _: store)
+        stores = {settings.bucket: store}
+        for bucket in settings.artifact_buckets:
+            stores[bucket] = CountedStore(stack.enter_context(closing(open_store(settings, bucket))), effects)
+        processor = Processor(settings=settings, registry=registry, outbox=outbox, open_store=stores.__getitem__)
         name = f"worker {os.getpid()}"
         worker = Worker(name=name, settings=settings, outbox=outbox, processor=processor, clock=lambda: now)
         worker.drain()

@@ -16,7 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.registry_fixtures import Scene, files_below, supabase_environment
+from supabase_bridge.config import Settings
+from tests.e2e.served import until
+from tests.project_artifacts import settings_in_project, train_in_project
+from tests.registry_fixtures import MakeScene, Scene, files_below, supabase_environment
+from tests.simulators.faults import Fault, Hang
 from tests.simulators.storage import StorageSimulator
 
 _LIMIT_SECONDS = 300
@@ -26,6 +30,19 @@ _QUERIES = {
     "tags of models": "SELECT name, key, value FROM registered_model_tags ORDER BY name, key",
     "stages": "SELECT version, current_stage FROM model_versions ORDER BY version",
 }
+
+_COPY = """
+import sys
+from datetime import timedelta
+from supabase_bridge.config import Secret
+from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store.supabase import SupabaseStore
+releases, artifacts = [
+    SupabaseStore(url=sys.argv[1], key=Secret(sys.argv[2]), bucket=bucket, timeout=timedelta(seconds=60))
+    for bucket in ("models", "artifacts")
+]
+releases.copy_in("artifacts", artifacts.stat("a"), "m/a", PutOptions())
+"""
 
 
 @dataclass(frozen=True)
@@ -65,12 +82,55 @@ def test_a_killed_worker_is_made_good_by_the_next_one_on_supabase(
         sys.stdout.write(f"\n{count} points covered on the simulator\n")
 
 
+def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next_one(
+    make_scene: MakeScene,
+    directory_settings: Settings,
+    simulator: StorageSimulator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def objects(run: Path) -> dict[str, bytes]:
+        return {key: simulator.object_bytes(run.name, key) for key in simulator.object_keys(run.name)}
+
+    def train(metrics: Mapping[str, float]) -> None:
+        train_in_project(scene, tmp_path / "trainings", metrics=metrics)
+
+    scene = make_scene(settings_in_project(directory_settings, simulator, monkeypatch))
+    count = check_every_point(scene, tmp_path / "runs", objects, environment={}, every=9, train=train)
+    assert simulator.count("POST", "/object/copy") >= 2 * count
+    with capsys.disabled():
+        sys.stdout.write(f"\n{count} points covered on the simulator, copying\n")
+
+
+def test_a_worker_killed_between_copy_and_move_leaves_nothing_that_the_next_one_trips_over(
+    simulator: StorageSimulator,
+) -> None:
+    simulator.put_object("models", "other", b"")
+    simulator.put_object("artifacts", "a", b"weights")
+    simulator.inject(Fault(action=Hang(), path_contains="/object/move"))
+    command = [sys.executable, "-c", _COPY, simulator.url, simulator.service_key]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
+        until(lambda: bool(simulator.object_keys("models", "_tmp/")), "the copy to be made", limit_seconds=60)
+        process.kill()
+    simulator.clear_faults()
+    assert simulator.object_keys("models", "m/") == []
+    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == 0
+    assert simulator.object_bytes("models", "m/a") == b"weights"
+
+
 def check_every_point(
-    scene: Scene, runs: Path, objects: Callable[[Path], dict[str, bytes]], *, environment: Mapping[str, str], every: int
+    scene: Scene,
+    runs: Path,
+    objects: Callable[[Path], dict[str, bytes]],
+    *,
+    environment: Mapping[str, str],
+    every: int,
+    train: Callable[[Mapping[str, float]], object] | None = None,
 ) -> int:
     """Run the driver, and compare every run with the one that was not disturbed; returns how many were killed."""
     for metrics in ({"recall_at_20": 0.25}, {"recall_at_20": 0.375}):
-        scene.train(metrics=metrics)
+        (train or (lambda found: scene.train(metrics=found)))(metrics)
     ended = drive(scene.settings.home, runs, environment=environment, every=every)
     assert (ended.pop("rehearsal"), ended.pop("undisturbed")) == ([0], [0])
     assert ended

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from supabase_bridge.errors import CorruptObjectError, ObjectExistsError, ObjectNotFoundError, ObjectTooLargeError
+from supabase_bridge.errors import (
+    CorruptObjectError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    StoreUnavailableError,
+)
 from supabase_bridge.layout import TEMPORARY_PREFIX, check_object_key
 from supabase_bridge.object_store import Body, ObjectInfo, Progress, PutOptions
 
@@ -25,10 +32,16 @@ class MemoryStore:
     Args:
         before: Called with the method's name and the key ahead of each operation on an object; what it raises comes out
             of the operation, which then has not happened.
+        beside: The other buckets of the same place, by name.
     """
 
-    def __init__(self, before: Callable[[str, str], None] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        before: Callable[[str, str], None] = lambda *_: None,
+        beside: Mapping[str, MemoryStore] | None = None,
+    ) -> None:
         self._before = before
+        self._beside = beside or {}
         self._objects: dict[str, _Stored] = {}
         self._lock = threading.Lock()
 
@@ -68,6 +81,10 @@ class MemoryStore:
         self._before("stream", check_object_key(key))
         yield self._found(key).data
 
+    def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
+        self._before("read_part", check_object_key(info.key))
+        return self._same(info).data[start : start + size_bytes]
+
     def stat(self, key: str) -> ObjectInfo:
         self._before("stat", check_object_key(key))
         return self._found(key).info
@@ -87,6 +104,18 @@ class MemoryStore:
         with self._lock:
             self._objects[destination] = moved
 
+    def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
+        self._before("copy_in", check_object_key(key))
+        try:
+            data = self._beside[bucket]._same(info).data
+        except ObjectNotFoundError as error:
+            raise StoreUnavailableError(self.name, f"copying {info.key}", "it was deleted meanwhile") from error
+        stored = self._stored(key, data, options)
+        with self._lock:
+            if key in self._objects:
+                raise ObjectExistsError(self.name, key)
+            self._objects[key] = stored
+
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._before("delete", check_object_key(key))
@@ -102,6 +131,12 @@ class MemoryStore:
                 raise ObjectNotFoundError(self.name, key)
             return self._objects[key]
 
+    def _same(self, info: ObjectInfo) -> _Stored:
+        found = self._found(info.key)
+        if found.info.version != info.version:
+            raise StoreUnavailableError(self.name, f"reading {info.key}", "it was replaced meanwhile")
+        return found
+
     def _stored(self, key: str, body: Body, options: PutOptions) -> _Stored:
         data = body if isinstance(body, bytes) else body.read_bytes()
         found = hashlib.sha256(data).hexdigest()
@@ -110,7 +145,15 @@ class MemoryStore:
         now = datetime.now(timezone.utc)
         return _Stored(
             data=data,
-            info=ObjectInfo(key=key, size_bytes=len(data), modified_at=now, etag=found, sha256=options.sha256),
+            info=ObjectInfo(
+                key=key,
+                size_bytes=len(data),
+                modified_at=now,
+                etag=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+                sha256=options.sha256,
+                sealed=None not in (options.md5, options.sha256),
+                version=uuid.uuid4().hex,
+            ),
         )
 
 

@@ -19,8 +19,8 @@ from supabase_bridge.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
 )
-from supabase_bridge.object_store import PutOptions
-from supabase_bridge.object_store.digest import file_sha256
+from supabase_bridge.object_store import Digests, PutOptions
+from supabase_bridge.object_store.digest import digests_of
 from supabase_bridge.object_store.directory import DirectoryStore
 
 PLAIN = PutOptions()
@@ -158,7 +158,7 @@ def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left(root: Path) -> N
 import resource, signal, sys
 from pathlib import Path
 from supabase_bridge.errors import LocalFileError
-from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store import Digests, PutOptions
 from supabase_bridge.object_store.directory import DirectoryStore
 
 store = DirectoryStore(Path(sys.argv[1]))
@@ -198,9 +198,11 @@ def test_create_does_not_follow_a_link_to_nothing(root: Path, store: DirectorySt
     assert not (tmp_path / "nothing").exists()
 
 
-def test_the_sha256_of_a_file(tmp_path: Path) -> None:
+def test_the_digests_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc")
-    assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert digests_of(path) == digests_of(b"abc")
+    assert digests_of(path) == Digests(size_bytes=3, md5="900150983cd24fb0d6963f7d28e17f72", sha256=expected)
     with pytest.raises(LocalFileError):
-        file_sha256(tmp_path / "missing")
+        digests_of(tmp_path / "missing")

@@ -19,7 +19,10 @@ from supabase_bridge.draft import Draft
 from supabase_bridge.errors import ReleaseConflictError
 from supabase_bridge.layout import ReleaseKeys, RunId
 from supabase_bridge.mirror import Mirror
+from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store.digest import file_record
+from supabase_bridge.onnx_file import tensors
 from tests.simulators.memory_store import MemoryStore
 
 KEYS = ReleaseKeys(model_key="two_tower", run_id=RunId.parse("20251031T093831Z"))
@@ -38,9 +41,17 @@ def draft_in(directory: Path) -> Draft:
     """A release of one small ONNX file, drafted."""
     rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("given", "made")]
     graph = helper.make_graph([helper.make_node("Relu", ["given"], ["made"])], "graph", rows[:1], rows[1:])
-    onnx.save(helper.make_model(graph), directory / "model.onnx")
+    path = directory / "model.onnx"
+    onnx.save(helper.make_model(graph), path)
     return Draft(
-        onnx=directory / "model.onnx", state_dict=None, meta={}, metrics={}, summary=None, mlmodel={}, environment={}
+        onnx=ModelFile(record=file_record(path), path=path),
+        tensors=tensors(path),
+        state_dict=None,
+        meta={},
+        metrics={},
+        summary=None,
+        mlmodel={},
+        environment={},
     )
 
 

@@ -16,7 +16,8 @@ from supabase_bridge.draft import draft_release
 from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError, SourceNotAllowedError
 from supabase_bridge.onnx_file import check, external_files, join
 from supabase_bridge.selection import Selection
-from supabase_bridge.source import SourceFolder, VersionSource
+from supabase_bridge.source import VersionSource
+from supabase_bridge.source_folder import SourceFolder
 
 WEIGHTS = np.arange(1_024, dtype=np.float32)
 
@@ -59,7 +60,7 @@ def draft(home: Path) -> Path:
         running=False,
     )
     (home / "draft").mkdir(exist_ok=True)
-    return draft_release(Selection(source, model="m", model_key="m", version=1), home / "draft").onnx
+    return draft_release(Selection(source, model="m", model_key="m", version=1), home / "draft").onnx.local
 
 
 def test_a_whole_model_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -68,6 +69,17 @@ def test_a_whole_model_is_taken_as_it_is(tmp_path: Path) -> None:
     onnx.save_model(model(), path)
     assert external_files(path) == ()
     assert draft(tmp_path).read_bytes() == path.read_bytes()
+
+
+def test_what_a_training_writes_later_changes_nothing_that_was_checked(tmp_path: Path) -> None:
+    path = tmp_path / "model" / "m.onnx"
+    path.parent.mkdir()
+    onnx.save_model(model(), path)
+    before = path.read_bytes()
+    drafted = draft(tmp_path)
+    with path.open("r+b") as file:
+        file.write(b"something else")
+    assert drafted.read_bytes() == before
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "m.onnx.data"])

@@ -13,7 +13,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from supabase_bridge.completion import TrainingFacts
 from supabase_bridge.errors import ModelFileAmbiguousError, ModelFileMissingError, SourceNotAllowedError
 from supabase_bridge.selection import Selection
-from supabase_bridge.source import SourceFile, SourceFolder, VersionSource
+from supabase_bridge.source import VersionSource
+from supabase_bridge.source_folder import SourceFile, SourceFolder
 
 FACTS = TrainingFacts(ended_at=datetime(2025, 10, 31, 9, 38, 31, tzinfo=timezone.utc))
 FLAVORS: Mapping[str, Any] = {"onnx": {"data": "model.onnx", "onnx_version": "1.16.0"}}

@@ -12,7 +12,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from supabase_bridge.completion import TrainingFacts
 from supabase_bridge.errors import ModelFileAmbiguousError, ModelFileMissingError
 from supabase_bridge.selection import Selection
-from supabase_bridge.source import SourceFolder, VersionSource
+from supabase_bridge.source import VersionSource
+from supabase_bridge.source_folder import SourceFolder
 
 
 def selection(directory: Path, model: Sequence[str], run: Sequence[str] = ()) -> Selection:

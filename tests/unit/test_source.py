@@ -228,6 +228,21 @@ def test_no_other_host_is_asked_for_served_artifacts(place: Place, host: str) ->
     refused(place, f"mlflow-artifacts://{host}/model", tracking_uri="http://mlflow.internal:5000")
 
 
+@pytest.mark.parametrize("server", [None, "http://mlflow.internal:5000"])
+def test_artifacts_behind_a_server_that_keeps_them_in_the_project_are_found_there(
+    place: Place, server: str | None
+) -> None:
+    kept: dict[str, Any] = {
+        "artifacts_destination": "supabase://artifacts/mlflow",
+        "artifact_buckets": ("artifacts",),
+    }
+    source = place.source("mlflow-artifacts:/1/x/artifacts/model", tracking_uri=server, **kept)
+    assert source.model_folder.uri == "supabase://artifacts/mlflow/1/x/artifacts/model"
+    elsewhere = "mlflow-artifacts://other.example/1/x/artifacts/model"
+    if server is not None:
+        refused(place, elsewhere, tracking_uri=server, **kept)
+
+
 def test_a_reference_is_followed_to_where_the_files_are(place: Place) -> None:
     run_id = place.run()
     place.rewrite(

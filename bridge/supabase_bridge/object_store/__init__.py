@@ -34,6 +34,8 @@ class ObjectInfo:
     Attributes:
         sha256: Lower-case hex of the content as recorded when it was written, or None where the store does not know it
             (a listing, an object somebody else wrote). A record, not a proof: only reading proves.
+        sealed: Whether who recorded `sha256` held this store's key, and computed it of bytes of this size and ETag.
+        version: Another one after every write, never to come back; None where the store has none.
     """
 
     key: str
@@ -41,15 +43,37 @@ class ObjectInfo:
     modified_at: datetime
     etag: str | None = None
     sha256: str | None = None
+    sealed: bool = False
+    version: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digests:
+    """The size, MD5 and SHA-256 (lower-case hex) of the same bytes."""
+
+    size_bytes: int
+    md5: str
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class PutOptions:
-    """How an object is stored: its media type, what caches may do, and metadata kept beside it."""
+    """How an object is stored: its media type, what caches may do, and metadata kept beside it.
+
+    Attributes:
+        sha256: The body's, recorded beside the object; a body with another one is never published.
+        settled: Nobody else can write to the body any more, so its `sha256` is not computed again on its way.
+        md5: The body's, computed from the same reading as `sha256`: it is not hashed on its way, what arrives is held
+            against this, and the record is sealed (see `ObjectInfo.sealed`).
+        compared: False for what its readers can compare, and anybody may overwrite: what arrived is not looked at.
+    """
 
     content_type: str = BINARY_TYPE
     cache_control: str = IMMUTABLE
     sha256: str | None = None
+    settled: bool = False
+    md5: str | None = None
+    compared: bool = True
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -103,6 +127,18 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
+        """The bytes of an object from `start`, at most `size_bytes` of them, fewer only at its end.
+
+        Args:
+            info: The object as `stat` described it.
+
+        Raises:
+            ObjectNotFoundError: there is none.
+            StoreUnavailableError: it was replaced since.
+        """
+        ...
+
     def stat(self, key: str) -> ObjectInfo:
         """What is known of one object.
 
@@ -123,6 +159,23 @@ class ObjectStore(Protocol):
 
         Raises:
             ObjectNotFoundError: there is no source.
+        """
+        ...
+
+    def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
+        """Store under `key`, if and only if nothing is there, what lies in another bucket of the same place.
+
+        Of any number of concurrent calls, and of calls of `create`, one succeeds. No byte passes through us where the
+        store can copy itself; what came is compared with `info` before it is seen under its key.
+
+        Args:
+            bucket: Where the source is.
+            info: The source as `stat` described it there, its version included.
+            options: Its `sha256` is recorded: the caller answers for it being that of the source in this version.
+
+        Raises:
+            ObjectExistsError: an object is at `key`; it is untouched.
+            StoreUnavailableError: the source was deleted or replaced since.
         """
         ...
 

@@ -1,14 +1,74 @@
-"""SHA-256 of objects and of local files, in constant memory."""
+"""Digests of objects, of local files and of bytes as they come, in constant memory."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-from supabase_bridge.errors import LocalFileError
-from supabase_bridge.object_store import ObjectStore
+from supabase_bridge.documents import FileRecord
+from supabase_bridge.object_store import Body, Digests, ObjectStore
+from supabase_bridge.object_store.background_hash import BackgroundHash
+from supabase_bridge.object_store.local_files import local_error, pieces_of, write_all
 
-_PIECE_BYTES = 1024 * 1024
+_INLINE_LIMIT_BYTES = 1024 * 1024
+"""What is hashed sooner than a thread is started."""
+
+
+def md5_of(data: bytes = b"") -> Any:
+    """MD5 is what S3 and Supabase use for ETags; nothing is trusted to it alone."""
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+class Digesting:
+    """The size, SHA-256 and MD5 of pieces as they come; a context manager.
+
+    Long content is hashed in threads of their own, one for each hash: hashlib lets go of the interpreter, so that what
+    reads or sends the pieces goes on meanwhile.
+
+    Args:
+        md5: Whether MD5 is wanted too.
+    """
+
+    def __init__(self, *, md5: bool = True) -> None:
+        self.size_bytes = 0
+        self._sha256 = hashlib.sha256()
+        self._md5 = md5_of()
+        self._updates = (self._sha256.update, self._md5.update) if md5 else (self._sha256.update,)
+        self._helpers: list[BackgroundHash] = []
+
+    def __enter__(self) -> Digesting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for helper in self._helpers:
+            helper.__exit__(kind, error, trace)
+
+    def update(self, piece: bytes) -> None:
+        """Take the next piece."""
+        self.size_bytes += len(piece)
+        if not self._helpers and self.size_bytes > _INLINE_LIMIT_BYTES:
+            self._helpers = [BackgroundHash(update) for update in self._updates]
+        for update in [helper.update for helper in self._helpers] or self._updates:
+            update(piece)
+
+    def record(self) -> FileRecord:
+        """Size and SHA-256 of everything so far."""
+        self._finish()
+        return FileRecord(size_bytes=self.size_bytes, sha256=self._sha256.hexdigest())
+
+    def digests(self) -> Digests:
+        """The same, and MD5."""
+        self._finish()
+        return Digests(size_bytes=self.size_bytes, md5=self._md5.hexdigest(), sha256=self._sha256.hexdigest())
+
+    def _finish(self) -> None:
+        for helper in self._helpers:
+            helper.finish()
 
 
 def sha256_of(store: ObjectStore, key: str) -> str:
@@ -23,17 +83,42 @@ def sha256_of(store: ObjectStore, key: str) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Lower-case hex of a local file's content.
+def digests_of(body: Body) -> Digests:
+    """Those of bytes, or of a local file in one reading.
+
+    Raises:
+        LocalFileError: the file cannot be read.
+    """
+    with Digesting() as digesting:
+        for piece in [body] if isinstance(body, bytes) else pieces_of(body):
+            digesting.update(piece)
+        return digesting.digests()
+
+
+def write_hashed(path: Path, pieces: Iterable[bytes]) -> FileRecord:
+    """Write pieces to a new file, over what is there, hashed as they come.
+
+    Raises:
+        LocalFileError: it cannot be written.
+    """
+    with Digesting(md5=False) as digesting:
+        try:
+            with path.open("wb", buffering=0) as file:
+                for piece in pieces:
+                    digesting.update(piece)
+                    write_all(file, piece)
+        except OSError as error:
+            raise local_error(path, error) from error
+        return digesting.record()
+
+
+def file_record(path: Path) -> FileRecord:
+    """The size and SHA-256 of a local file.
 
     Raises:
         LocalFileError: it cannot be read.
     """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
-    except OSError as error:
-        raise LocalFileError(path, f"cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
+    with Digesting(md5=False) as digesting:
+        for piece in pieces_of(path):
+            digesting.update(piece)
+        return digesting.record()

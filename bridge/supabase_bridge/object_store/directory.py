@@ -6,9 +6,6 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from datetime import datetime, timezone
-from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,9 +17,11 @@ from supabase_bridge.errors import (
     ObjectExistsError,
     ObjectNotFoundError,
     ObjectTooLargeError,
+    StoreUnavailableError,
 )
 from supabase_bridge.layout import TEMPORARY_PREFIX, check_object_key
 from supabase_bridge.object_store import Body, ObjectInfo, Progress, PutOptions
+from supabase_bridge.object_store.directory_listing import info_of, walk
 from supabase_bridge.object_store.local_files import (
     discard,
     flush_directories,
@@ -92,14 +91,23 @@ class DirectoryStore:
             except OSError as error:
                 raise local_error(self._path(key), error) from error
 
+    def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
+        with self._open(info.key) as file:
+            self._check_version(info, file)
+            try:
+                file.seek(start)
+                return file.read(size_bytes)
+            except OSError as error:
+                raise local_error(self._path(info.key), error) from error
+
     def stat(self, key: str) -> ObjectInfo:
         with self._open(key) as file:
-            return _info(key, os.fstat(file.fileno()))
+            return info_of(key, os.fstat(file.fileno()))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """As the protocol says; temporary files are listed only where `prefix` begins with their own."""
         self._check_root()
-        yield from self._walk(self._root, "", prefix)
+        yield from walk(self._root, "", prefix)
 
     def copy(self, source: str, destination: str) -> None:
         path = self._path(destination)
@@ -107,6 +115,27 @@ class DirectoryStore:
             temporary = self._temporary_path()
             write_flushed(temporary, pieces_of_open(file))
         self._place(destination, path, temporary, lambda: temporary.replace(path))
+
+    def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
+        """As the protocol says; what is copied is hashed, and compared where a SHA-256 is given."""
+        path = self._path(key)
+        source = DirectoryStore(self._root.parent / bucket)
+        try:
+            file = source._open(info.key)
+        except ObjectNotFoundError as error:
+            raise StoreUnavailableError(source.name, f"copying {info.key}", "it was deleted meanwhile") from error
+        with file:
+            source._check_version(info, file)
+            temporary = self._temporary_path()
+            found = write_flushed(temporary, pieces_of_open(file))
+        if options.sha256 not in (None, found):
+            discard(temporary)
+            raise CorruptObjectError(self.name, key, f"SHA-256 {options.sha256}", f"SHA-256 {found}")
+        self._place(key, path, temporary, lambda: os.link(temporary, path))
+
+    def _check_version(self, info: ObjectInfo, file: BinaryIO) -> None:
+        if info_of(info.key, os.fstat(file.fileno())).version != info.version:
+            raise StoreUnavailableError(self.name, f"reading {info.key}", "it was replaced meanwhile")
 
     def delete(self, keys: Sequence[str]) -> None:
         for path in [self._path(key) for key in keys]:
@@ -202,47 +231,11 @@ class DirectoryStore:
             return False
         return True
 
-    def _walk(self, directory: Path, above: str, prefix: str) -> Iterator[ObjectInfo]:
-        try:
-            with os.scandir(directory) as entries:
-                # A folder sorts as "name/": then walking it in order gives whole keys in the order of their bytes.
-                named = ((entry.name + "/" * entry.is_dir(follow_symlinks=False), entry) for entry in entries)
-                found = sorted(named, key=itemgetter(0))
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise local_error(directory, error) from error
-        for name, entry in found:
-            key = above + name
-            if key == TEMPORARY_PREFIX and not prefix.startswith(TEMPORARY_PREFIX):
-                continue
-            if name.endswith("/"):
-                if key.startswith(prefix) or prefix.startswith(key):
-                    yield from self._walk(directory / entry.name, key, prefix)
-            elif key.startswith(prefix) and _is_key(key):
-                with suppress(FileNotFoundError):
-                    if entry.is_file(follow_symlinks=False):
-                        yield _info(key, entry.stat(follow_symlinks=False))
-
 
 def _published(publish: Callable[[], object]) -> bool:
     """False if a parent directory was pruned before its file came."""
     try:
         publish()
     except FileNotFoundError:
-        return False
-    return True
-
-
-def _info(key: str, status: os.stat_result) -> ObjectInfo:
-    modified_at = datetime.fromtimestamp(status.st_mtime, tz=timezone.utc)
-    return ObjectInfo(key=key, size_bytes=status.st_size, modified_at=modified_at)
-
-
-def _is_key(key: str) -> bool:
-    """Whether a file can be an object at all; others that lie around are nobody's."""
-    try:
-        check_object_key(key)
-    except InvalidObjectKeyError:
         return False
     return True

@@ -5,29 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from supabase_bridge.errors import LocalFileError
-from supabase_bridge.object_store import Progress
+from supabase_bridge.object_store import Digests, Progress
 from supabase_bridge.object_store.background_hash import BackgroundHash
+from supabase_bridge.object_store.digest import md5_of
 
 PIECE_BYTES = 256 * 1024
 """Large enough to send at full speed (measured), small enough to be nothing in memory."""
 
 _INLINE_LIMIT_BYTES = 1024 * 1024
 """A file that is hashed sooner than a thread is started."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sent:
-    """What went over the wire."""
-
-    size_bytes: int
-    md5: str
-    sha256: str
 
 
 class Meter:
@@ -49,6 +39,10 @@ class HashedFile:
 
     A byte is hashed when it is first read, and not again when it has to be sent again. The hashing has a thread of its
     own, because hashlib and the network both let go of the interpreter: together they take as long as the slower one.
+    What is known already is not computed again.
+
+    Args:
+        md5, sha256: The file's, where they are known and need not be computed.
 
     Attributes:
         size_bytes: The file's size when it was opened; what is added later is not sent.
@@ -57,19 +51,23 @@ class HashedFile:
         LocalFileError: it cannot be opened.
     """
 
-    def __init__(self, path: Path, meter: Meter) -> None:
+    def __init__(self, path: Path, meter: Meter, *, md5: str | None = None, sha256: str | None = None) -> None:
         self._path = path
         self._meter = meter
+        self._known_md5 = md5
+        self._known_sha256 = sha256
         self._md5 = md5_of()
         self._sha256 = hashlib.sha256()
-        self._updates = (self._md5.update, self._sha256.update)
+        wanted = ((md5, self._md5.update), (sha256, self._sha256.update))
+        self._updates = [update for known, update in wanted if known is None]
         self._hashed_bytes = 0
         try:
             self._file = path.open("rb", buffering=0)
             self.size_bytes = os.fstat(self._file.fileno()).st_size
         except OSError as error:
             raise unreadable(path, error) from error
-        self._helper = BackgroundHash(*self._updates) if self.size_bytes > _INLINE_LIMIT_BYTES else None
+        hashes_beside = self._updates and self.size_bytes > _INLINE_LIMIT_BYTES
+        self._helper = BackgroundHash(*self._updates) if hashes_beside else None
 
     def __enter__(self) -> HashedFile:
         return self
@@ -87,27 +85,32 @@ class HashedFile:
         Raises:
             LocalFileError: the file cannot be read, or has become shorter.
         """
-        if self._hashed_bytes < start:
+        if self._updates and self._hashed_bytes < start:
             self._hash_up_to(start)
         position = start
         while position < stop:
             piece = self._read(position, min(PIECE_BYTES, stop - position))
-            if position + len(piece) > self._hashed_bytes:
+            if self._updates and position + len(piece) > self._hashed_bytes:
                 self._hash(piece[max(0, self._hashed_bytes - position) :])
             position += len(piece)
             self._meter.at(position)
             yield piece
 
-    def sent(self) -> Sent:
+    def sent(self) -> Digests:
         """The digests of the whole file; what was not read yet is read now.
 
         Raises:
             LocalFileError: the file cannot be read, or has become shorter.
         """
-        self._hash_up_to(self.size_bytes)
+        if self._updates:
+            self._hash_up_to(self.size_bytes)
         if self._helper is not None:
             self._helper.finish()
-        return Sent(size_bytes=self._hashed_bytes, md5=self._md5.hexdigest(), sha256=self._sha256.hexdigest())
+        return Digests(
+            size_bytes=self.size_bytes,
+            md5=self._known_md5 or self._md5.hexdigest(),
+            sha256=self._known_sha256 or self._sha256.hexdigest(),
+        )
 
     def _hash_up_to(self, position: int) -> None:
         for _ in self.pieces(self._hashed_bytes, position):
@@ -130,11 +133,6 @@ class HashedFile:
             return
         for update in self._updates:
             update(data)
-
-
-def md5_of(data: bytes = b"") -> Any:
-    """MD5 is what S3 and Supabase use for ETags; nothing is trusted to it."""
-    return hashlib.md5(data, usedforsecurity=False)
 
 
 def unreadable(path: Path, error: OSError) -> LocalFileError:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,6 +37,13 @@ def pieces_of_open(file: BinaryIO) -> Iterator[bytes]:
     """What is left of an open file, in constant memory; OSErrors come out as they are."""
     while piece := file.read(PIECE_BYTES):
         yield piece
+
+
+def write_all(file: FileIO, data: bytes) -> None:
+    """Write to an unbuffered file; the system may take less than it was given at once."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 def metered(pieces: Iterable[bytes], progress: Callable[[int], None]) -> Iterator[bytes]:

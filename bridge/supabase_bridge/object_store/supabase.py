@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -11,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import httpx
-from storage3.types import SearchV2Object, SearchV2Options
 
 from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES, Secret
 from supabase_bridge.errors import (
@@ -24,11 +24,12 @@ from supabase_bridge.errors import (
     UnexpectedAnswerError,
 )
 from supabase_bridge.layout import TEMPORARY_PREFIX, check_object_key
-from supabase_bridge.object_store import Body, ObjectInfo, Progress, PutOptions
-from supabase_bridge.object_store.hashed_file import Sent
+from supabase_bridge.object_store import Body, Digests, ObjectInfo, Progress, PutOptions
 from supabase_bridge.object_store.remembered_uploads import Claim, RememberedUploads, UploadName
 from supabase_bridge.object_store.signing import signed_url
-from supabase_bridge.object_store.supabase_download import Download
+from supabase_bridge.object_store.supabase_copy import copy_between
+from supabase_bridge.object_store.supabase_download import Download, read_part
+from supabase_bridge.object_store.supabase_listing import PAGE, listed
 from supabase_bridge.object_store.supabase_move import move_to_free
 from supabase_bridge.object_store.supabase_resumable import ask_for_refusal, upload_resumable
 from supabase_bridge.object_store.supabase_transport import Transport
@@ -36,13 +37,10 @@ from supabase_bridge.object_store.supabase_upload import (
     SHARED_CONNECTION_LIMIT_BYTES,
     body_size,
     found_at,
-    plain_etag,
     stored_at,
     upload,
     verify,
 )
-
-_PAGE = 1000
 
 _logger = logging.getLogger(__name__)
 
@@ -115,26 +113,44 @@ class SupabaseStore:
                 if claim.url is not None:
                     self._discard(temporary)
                 raise ObjectExistsError(self.name, key)
-            try:
+            with self._temporary_of(key, temporary):
                 sent = self._send(temporary, body, options, claim, progress)
                 verify(self._transport, temporary, sent, stored_at(self._transport, temporary))
                 move_to_free(self._transport, temporary, key, claim.token)
-            except ObjectNotFoundError as error:
-                reason = "its temporary object was deleted by somebody else"
-                raise StoreUnavailableError(self.name, f"creating {key}", reason) from error
-            except StoreUnavailableError:
-                # The server does not answer now, or a move may be under way: the next `create` that remembers this
-                # upload goes on with it, or whoever sweeps temporary keys takes it later.
-                raise
-            except BridgeError:
-                self._discard(temporary)
-                raise
+
+    def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
+        """As the protocol says; the server copies to a fresh key, which is compared and then moved, as in `create`."""
+        if found_at(self._transport, check_object_key(key)) is not None:
+            raise ObjectExistsError(self.name, key)
+        token = uuid.uuid4().hex
+        temporary = TEMPORARY_PREFIX + token
+        with self._temporary_of(key, temporary):
+            copy_between(self._transport, bucket, info, temporary, options, token=token)
+            move_to_free(self._transport, temporary, key, token)
+
+    @contextmanager
+    def _temporary_of(self, key: str, temporary: str) -> Iterator[None]:
+        """Make a temporary object and move it to `key`; it is deleted after a failure that leaves nothing open."""
+        try:
+            yield
+        except ObjectNotFoundError as error:
+            reason = "its temporary object was deleted by somebody else"
+            raise StoreUnavailableError(self.name, f"creating {key}", reason) from error
+        except StoreUnavailableError:
+            # The server does not answer now, or a move may be under way: the next `create` that remembers this
+            # upload goes on with it, or whoever sweeps temporary keys takes it later.
+            raise
+        except BridgeError:
+            self._discard(temporary)
+            raise
 
     def overwrite(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
         check_object_key(key)
         with self._claim(key, body, options) as claim:
             token = claim.token
             sent = self._send(key, body, options, claim, progress)
+        if not options.compared:
+            return
         stored = found_at(self._transport, key)
         # Another token, or nothing: somebody else has changed the object since, and what is there is not ours to judge.
         if stored is None or stored.token not in (None, token):
@@ -152,29 +168,20 @@ class SupabaseStore:
     def stream(self, key: str) -> Iterator[bytes]:
         return Download(self._transport, check_object_key(key)).pieces()
 
+    def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
+        return read_part(self._transport, info, start=start, size_bytes=size_bytes)
+
     def stat(self, key: str) -> ObjectInfo:
         return stored_at(self._transport, check_object_key(key)).info
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """As the protocol says; temporary objects are listed only where `prefix` begins with their own."""
-        request = self._transport.request(f"listing {prefix!r}")
-        bucket = self._transport.storage().from_(self._bucket)
-        options: SearchV2Options = {"prefix": prefix, "limit": _PAGE, "with_delimiter": False}
-        last = ""
-        while True:
-            page = self._transport.run(request, partial(bucket.list_v2, options))
-            for item in page.objects:
-                if item.name <= last or not item.name.startswith(prefix):
-                    raise UnexpectedAnswerError(self.name, request.operation, f"{item.name!r} out of order")
-                last = item.name
-                if not last.startswith(TEMPORARY_PREFIX) or prefix.startswith(TEMPORARY_PREFIX):
-                    yield self._listed(item, request.operation)
-            if not page.hasNext:
-                break
-            if not page.objects or not page.nextCursor:
-                raise UnexpectedAnswerError(self.name, request.operation, "a page that says more follow, but not how")
-            options = {**options, "cursor": page.nextCursor}
-        if not last:
+        empty = True
+        for info in listed(self._transport, prefix):
+            empty = False
+            if not info.key.startswith(TEMPORARY_PREFIX) or prefix.startswith(TEMPORARY_PREFIX):
+                yield info
+        if empty:
             # A bucket that is missing, or hidden from this key, lists as empty.
             self._check_bucket()
 
@@ -193,8 +200,8 @@ class SupabaseStore:
     def delete(self, keys: Sequence[str]) -> None:
         checked = [check_object_key(key) for key in keys]
         bucket = self._transport.storage().from_(self._bucket)
-        for start in range(0, len(checked), _PAGE):
-            batch = checked[start : start + _PAGE]
+        for start in range(0, len(checked), PAGE):
+            batch = checked[start : start + PAGE]
             request = self._transport.request(f"deleting {len(batch)} objects")
             self._transport.run(request, partial(bucket.remove, batch))
 
@@ -203,13 +210,6 @@ class SupabaseStore:
 
     def close(self) -> None:
         self._transport.close()
-
-    def _listed(self, item: SearchV2Object, operation: str) -> ObjectInfo:
-        facts = item.metadata or {}
-        if not isinstance(facts.get("size"), int):
-            raise UnexpectedAnswerError(self.name, operation, f"{item.name!r} without its size")
-        etag = plain_etag(facts.get("eTag"))
-        return ObjectInfo(key=item.name, size_bytes=facts["size"], modified_at=item.updated_at, etag=etag)
 
     def _check_bucket(self) -> None:
         storage = self._transport.storage()
@@ -230,7 +230,7 @@ class SupabaseStore:
         with self._remembered.claim(name) as claim:
             yield claim
 
-    def _send(self, key: str, body: Body, options: PutOptions, claim: Claim, progress: Progress | None) -> Sent:
+    def _send(self, key: str, body: Body, options: PutOptions, claim: Claim, progress: Progress | None) -> Digests:
         if isinstance(body, Path) and self._is_large(body):
             return upload_resumable(self._transport, key, body, options, claim=claim, progress=progress)
         try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx
 
 from supabase_bridge.errors import ObjectTooLargeError, StoreUnavailableError, UnexpectedAnswerError
+from supabase_bridge.object_store import ObjectInfo
 from supabase_bridge.object_store.supabase_errors import FAILURES, RefusalError, diagnose
 from supabase_bridge.object_store.supabase_transport import TRIES, Transport
 
@@ -106,3 +107,24 @@ class Download:
     def _changed(self) -> StoreUnavailableError:
         reason = f"the object changed while it was being read, after {self._offset} bytes"
         return StoreUnavailableError(self._transport.name, self._request.operation, reason)
+
+
+def read_part(transport: Transport, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
+    """What `ObjectStore.read_part` promises."""
+    size_bytes = min(size_bytes, info.size_bytes - start)
+    if size_bytes <= 0:
+        return b""
+    request = transport.request(f"reading {info.key}", info.key)
+    url = transport.url("object", transport.bucket, info.key)
+    headers = {"accept-encoding": "identity", "range": f"bytes={start}-{start + size_bytes - 1}"}
+
+    def ask() -> httpx.Response:
+        return transport.http().get(url, headers=headers)
+
+    response = transport.run(request, ask)
+    if info.etag is None or response.headers.get("etag", "").strip('"') != info.etag:
+        raise StoreUnavailableError(transport.name, request.operation, "the object was replaced meanwhile")
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    if found is None or int(found["start"]) != start or len(response.content) != size_bytes:
+        raise UnexpectedAnswerError(transport.name, request.operation, "another range than was asked for")
+    return response.content

@@ -15,12 +15,12 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from supabase_bridge.errors import BridgeError, StoreUnavailableError, UnexpectedAnswerError
-from supabase_bridge.object_store import Progress, PutOptions
-from supabase_bridge.object_store.hashed_file import HashedFile, Meter, Sent
+from supabase_bridge.object_store import Digests, Progress, PutOptions
+from supabase_bridge.object_store.hashed_file import HashedFile, Meter
 from supabase_bridge.object_store.remembered_uploads import Claim
 from supabase_bridge.object_store.supabase_errors import FAILURES, RefusalError, Trouble, diagnose
 from supabase_bridge.object_store.supabase_transport import TRIES, Transport
-from supabase_bridge.object_store.supabase_upload import compare, found_at, max_age, user_metadata
+from supabase_bridge.object_store.supabase_upload import compare, found_at, hashed_file, max_age, user_metadata
 
 CHUNK_BYTES = 6 * 1024 * 1024
 """What hosted Supabase wants each PATCH but the last one to carry."""
@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 def upload_resumable(
     transport: Transport, key: str, path: Path, options: PutOptions, *, claim: Claim, progress: Progress | None
-) -> Sent:
+) -> Digests:
     """Store a file under `key`, whatever is there, in constant memory; the object appears whole or not at all.
 
     A broken connection is taken up where it broke, and so is the upload that `claim` remembers, in this process or an
@@ -53,7 +53,7 @@ def upload_resumable(
         ObjectTooLargeError: the bucket does not take objects of this size.
         StoreUnavailableError: the connection broke too often.
     """
-    with HashedFile(path, Meter(progress)) as file:
+    with hashed_file(path, Meter(progress), options) as file:
         _Upload(transport, key, file, options, claim).run()
         sent = file.sent()
     if options.sha256 is not None:
@@ -99,7 +99,7 @@ class _Creation:
             *self.target,
             _pair("contentType", options.content_type),
             _pair("cacheControl", max_age(options)),
-            _pair("metadata", json.dumps(user_metadata(options, token))),
+            _pair("metadata", json.dumps(user_metadata(transport, options, token, size_bytes=size_bytes))),
         ]
         self._headers = {
             **_TUS,

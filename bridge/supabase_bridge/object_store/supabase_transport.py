@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 import ssl
@@ -18,6 +19,7 @@ from storage3 import SyncStorageClient
 
 from supabase_bridge.config import Secret
 from supabase_bridge.errors import AccessDeniedError, SettingsError
+from supabase_bridge.object_store.sealing import Sealer
 from supabase_bridge.object_store.supabase_errors import (
     FAILURES,
     RefusalError,
@@ -46,13 +48,26 @@ class Transport:
         self, *, url: str, key: Secret, bucket: str, timeout: timedelta, pause: Callable[[float], None]
     ) -> None:
         self.bucket = bucket
-        self.name = f"Supabase {url.partition('://')[2].rpartition('@')[2].partition('/')[0]} bucket {bucket}"
+        self.sealer = Sealer(key)
+        self._place = f"Supabase {url.partition('://')[2].rpartition('@')[2].partition('/')[0]}"
         self._url = f"{url.rstrip('/')}/storage/v1/"
         self._key = key
         self._timeout = timeout
         self._pause = pause
         self._lock = threading.Lock()
         self._pooled: httpx.Client | None = None
+
+    @property
+    def name(self) -> str:
+        """The project and the bucket, for people."""
+        return f"{self._place} bucket {self.bucket}"
+
+    def beside(self, bucket: str) -> Transport:
+        """The way to another bucket of the project, over the same connections; only this one is closed."""
+        self.http()
+        other = copy.copy(self)
+        other.bucket = bucket
+        return other
 
     def request(self, operation: str, key: str | None = None) -> Request:
         """What is about to be asked, in words."""

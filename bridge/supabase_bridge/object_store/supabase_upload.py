@@ -8,15 +8,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 from pydantic import AwareDatetime, BaseModel, NonNegativeInt
-from storage3.types import FileOptions
 
 from supabase_bridge.errors import CorruptObjectError, ObjectNotFoundError, SettingsError
-from supabase_bridge.object_store import NO_CACHE, Body, ObjectInfo, Progress, PutOptions
-from supabase_bridge.object_store.hashed_file import HashedFile, Meter, Sent, md5_of, unreadable
+from supabase_bridge.object_store import NO_CACHE, Body, Digests, ObjectInfo, Progress, PutOptions
+from supabase_bridge.object_store.digest import digests_of
+from supabase_bridge.object_store.hashed_file import HashedFile, Meter, unreadable
+from supabase_bridge.object_store.sealing import SEAL_NAME
 from supabase_bridge.object_store.supabase_download import Download
 from supabase_bridge.object_store.supabase_transport import Transport
 
@@ -51,7 +53,7 @@ def body_size(body: Body) -> int:
 
 def upload(
     transport: Transport, key: str, body: Body, options: PutOptions, *, token: str, progress: Progress | None
-) -> Sent:
+) -> Digests:
     """Store `body` under `key`, whatever is there, in constant memory; tried again where that can help.
 
     Args:
@@ -67,20 +69,21 @@ def upload(
     if isinstance(body, bytes) and options.sha256 is not None:
         compare(transport, key, f"SHA-256 {options.sha256}", f"SHA-256 {hashlib.sha256(body).hexdigest()}")
 
-    def send(http: httpx.Client) -> Sent:
+    def send(http: httpx.Client) -> Digests:
+        # Not by storage3: it wraps bodies into multipart forms, which takes a fifth longer, files 64 KiB at a time.
+        url = transport.url("object", transport.bucket, key)
         if isinstance(body, bytes):
-            bucket = transport.storage(http).from_(transport.bucket)
-            bucket.upload(transport.path(key), body, _file_options(options, token))
+            described = user_metadata(transport, options, token, size_bytes=len(body))
+            http.post(url, headers=_headers(options, described), content=body)
             meter.at(len(body))
-            return Sent(size_bytes=len(body), md5=md5_of(body).hexdigest(), sha256=hashlib.sha256(body).hexdigest())
-        with HashedFile(body, meter) as file:
-            # Not by storage3: it wraps files into multipart forms, 64 KiB at a time, which takes a fifth longer.
-            headers = {**_headers(options, token), "content-length": str(file.size_bytes)}
-            url = transport.url("object", transport.bucket, key)
+            return digests_of(body)
+        with hashed_file(body, meter, options) as file:
+            described = user_metadata(transport, options, token, size_bytes=file.size_bytes)
+            headers = {**_headers(options, described), "content-length": str(file.size_bytes)}
             http.post(url, headers=headers, content=file.pieces(0, file.size_bytes))
             return file.sent()
 
-    def attempt() -> Sent:
+    def attempt() -> Digests:
         if body_size(body) <= SHARED_CONNECTION_LIMIT_BYTES:
             return send(transport.http())
         with transport.own_connection() as http:
@@ -92,7 +95,7 @@ def upload(
     return sent
 
 
-def verify(transport: Transport, key: str, sent: Sent, stored: Stored) -> None:
+def verify(transport: Transport, key: str, sent: Digests, stored: Stored) -> None:
     """Compare what Supabase says it stored with what was sent; where its ETag is no MD5 of it, read all of it back.
 
     Raises:
@@ -116,7 +119,7 @@ def stored_at(transport: Transport, key: str) -> Stored:
     """
     bucket = transport.storage().from_(transport.bucket)
     request = transport.request(f"looking at {key}", key)
-    return transport.run(request, lambda: read_info(key, bucket.info(transport.path(key))))
+    return transport.run(request, lambda: read_info(transport, key, bucket.info(transport.path(key))))
 
 
 def found_at(transport: Transport, key: str) -> Stored | None:
@@ -127,7 +130,7 @@ def found_at(transport: Transport, key: str) -> Stored | None:
         return None
 
 
-def read_info(key: str, answer: object) -> Stored:
+def read_info(transport: Transport, key: str, answer: object) -> Stored:
     """Parse the answer of the route `object/info`.
 
     Raises:
@@ -135,15 +138,28 @@ def read_info(key: str, answer: object) -> Stored:
     """
     facts = _Info.model_validate(answer)
     metadata = facts.metadata or {}
-    sha256, token = metadata.get("sha256"), metadata.get("upload")
+    token = metadata.get("upload")
+    sha256 = _recorded_sha256(metadata)
+    etag = plain_etag(facts.etag)
+    sealed = False
+    if sha256 is not None and etag is not None:
+        digests = Digests(size_bytes=facts.size, md5=etag, sha256=sha256)
+        sealed = transport.sealer.holds(metadata.get(SEAL_NAME), digests)
     info = ObjectInfo(
         key=key,
         size_bytes=facts.size,
         modified_at=facts.last_modified,
-        etag=plain_etag(facts.etag),
-        sha256=sha256 if isinstance(sha256, str) and _SHA256.fullmatch(sha256) else None,
+        etag=etag,
+        sha256=sha256,
+        sealed=sealed,
+        version=facts.version,
     )
     return Stored(info=info, token=token if isinstance(token, str) else None)
+
+
+def _recorded_sha256(metadata: Mapping[str, Any]) -> str | None:
+    found = metadata.get("sha256")
+    return found if isinstance(found, str) and _SHA256.fullmatch(found) else None
 
 
 def plain_etag(etag: str | None) -> str | None:
@@ -157,17 +173,31 @@ class _Info(BaseModel):
     size: NonNegativeInt
     last_modified: AwareDatetime
     etag: str | None = None
+    version: str | None = None
     metadata: dict[str, Any] | None = None
 
 
 def max_age(options: PutOptions) -> str:
     """The cache directive where only a number of seconds has a way in: that number, or nothing for "no-cache"."""
-    return _cache_control(options).removeprefix(_MAX_AGE).partition(",")[0]
+    return cache_control(options).removeprefix(_MAX_AGE).partition(",")[0]
 
 
-def user_metadata(options: PutOptions, token: str) -> Mapping[str, str]:
-    """What is kept beside the object: the caller's facts, its SHA-256, and the upload's token."""
+def hashed_file(path: Path, meter: Meter, options: PutOptions) -> HashedFile:
+    """A file on its way out; what `options` knows of its digests is not computed again.
+
+    Raises:
+        LocalFileError: it cannot be opened.
+    """
+    known = options.sha256 if options.settled or options.md5 is not None else None
+    return HashedFile(path, meter, md5=options.md5 if known is not None else None, sha256=known)
+
+
+def user_metadata(transport: Transport, options: PutOptions, token: str, *, size_bytes: int) -> Mapping[str, str]:
+    """What is kept beside the object: the caller's facts, its SHA-256, sealed if it can be, and the upload's token."""
     recorded = {} if options.sha256 is None else {"sha256": options.sha256}
+    if options.md5 is not None and options.sha256 is not None:
+        digests = Digests(size_bytes=size_bytes, md5=options.md5, sha256=options.sha256)
+        recorded[SEAL_NAME] = transport.sealer.seal(digests)
     return {**options.metadata, **recorded, "upload": token}
 
 
@@ -181,7 +211,7 @@ def compare(transport: Transport, key: str, expected: str, actual: str) -> None:
         raise CorruptObjectError(transport.name, key, expected, actual)
 
 
-def _cache_control(options: PutOptions) -> str:
+def cache_control(options: PutOptions) -> str:
     """The wanted directive, empty for "no-cache", which is what Supabase makes of an empty one."""
     wanted = options.cache_control
     if wanted != NO_CACHE and not wanted.startswith(_MAX_AGE):
@@ -189,21 +219,16 @@ def _cache_control(options: PutOptions) -> str:
     return "" if wanted == NO_CACHE else wanted
 
 
-def _file_options(options: PutOptions, token: str) -> FileOptions:
-    """What storage3 takes; of its cache-control Supabase makes "max-age=<value>"."""
+def _headers(options: PutOptions, described: Mapping[str, str]) -> dict[str, str]:
+    """What says how a body that is sent as it is shall be stored."""
     return {
         "content-type": options.content_type,
-        "cache-control": _cache_control(options).removeprefix(_MAX_AGE),
-        "upsert": "true",
-        "metadata": dict(user_metadata(options, token)),
-    }
-
-
-def _headers(options: PutOptions, token: str) -> dict[str, str]:
-    """The same for a body that is sent as it is."""
-    return {
-        "content-type": options.content_type,
-        "cache-control": _cache_control(options) or NO_CACHE,
+        "cache-control": cache_control(options) or NO_CACHE,
         "x-upsert": "true",
-        "x-metadata": base64.b64encode(json.dumps(user_metadata(options, token)).encode()).decode(),
+        "x-metadata": metadata_header(described),
     }
+
+
+def metadata_header(described: Mapping[str, str]) -> str:
+    """User metadata as a header carries it."""
+    return base64.b64encode(json.dumps(described).encode()).decode()

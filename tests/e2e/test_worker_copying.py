@@ -1,0 +1,162 @@
+"""Versions whose files lie in the project already: copied there, and never taken on somebody's word."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from supabase_bridge.config import Settings
+from supabase_bridge.outbox.events import EventState
+from tests.project_artifacts import ARTIFACTS, large_files, large_onnx, settings_in_project, train_in_project
+from tests.registry_fixtures import BUCKET, MLMODEL, MODEL, MakeScene, Scene
+from tests.simulators.faults import Fault, Respond
+from tests.simulators.storage import StorageSimulator
+
+RUN_ID = "20251031T093831Z"
+PREFIX = f"{MODEL}/{RUN_ID}/"
+ONNX, WEIGHTS = f"{PREFIX}two_tower_{RUN_ID}.onnx", f"{PREFIX}two_tower_{RUN_ID}.pt"
+
+
+@pytest.fixture
+def scene(
+    make_scene: MakeScene,
+    supabase_settings: Settings,
+    simulator: StorageSimulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Scene:
+    """A worker on a project that holds MLflow's artifacts too."""
+    return make_scene(settings_in_project(supabase_settings, simulator, monkeypatch))
+
+
+def artifact(simulator: StorageSimulator, name: str) -> str:
+    (key,) = [key for key in simulator.object_keys(ARTIFACTS) if key.endswith(f"/{name}")]
+    return key
+
+
+def carried(simulator: StorageSimulator, name: str) -> list[str]:
+    """The requests that moved a whole artifact over the network, or a file of a release."""
+    read = [call.path for call in simulator.calls() if call.method == "GET" and call.path.endswith(f"/{name}")]
+    read = [path for path in read if "/info/" not in path]
+    sent = [call.path for call in simulator.calls() if call.method in {"POST", "PATCH"} and "/_tmp/" in call.path]
+    return read + sent
+
+
+def check_whole(scene: Scene, files: dict[str, bytes]) -> None:
+    """The release has these files, and its record is true."""
+    objects = scene.objects(PREFIX)
+    assert objects[ONNX] == files["model/model.onnx"]
+    assert objects[WEIGHTS] == files["two_tower_latest.pt"]
+    recorded = json.loads(objects[f"{PREFIX}model_meta.json"])["files"]
+    assert {PREFIX + name: record["sha256"] for name, record in recorded.items()} == {
+        key: hashlib.sha256(data).hexdigest() for key, data in objects.items() if not key.endswith("model_meta.json")
+    }
+
+
+def test_what_the_repository_logged_is_copied_and_no_byte_of_the_weights_moves(
+    scene: Scene, simulator: StorageSimulator, tmp_path: Path
+) -> None:
+    files = large_files()
+    version = train_in_project(scene, tmp_path, files)
+    scene.promote(version)
+    simulator.reset_calls()
+    scene.work()
+    assert scene.current() == version
+    assert [path for path in carried(simulator, "two_tower_latest.pt") if "latest.pt" in path] == []
+    assert simulator.count("POST", "/object/copy") == 2
+    check_whole(scene, files)
+    signature = scene.objects(PREFIX)[f"{PREFIX}MLmodel"]
+    assert b"embedding" in signature
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "two_tower_latest.pt"])
+def test_a_digest_that_a_trainer_wrote_beside_a_file_is_not_believed(
+    scene: Scene, simulator: StorageSimulator, tmp_path: Path, name: str
+) -> None:
+    files = large_files()
+    version = train_in_project(scene, tmp_path, files)
+    key = artifact(simulator, name)
+    claimed = {**simulator.object_metadata(ARTIFACTS, key), "sha256": hashlib.sha256(b"other").hexdigest()}
+    simulator.put_object(ARTIFACTS, key, simulator.object_bytes(ARTIFACTS, key), claimed)
+    scene.promote(version)
+    simulator.reset_calls()
+    scene.work()
+    assert scene.current() == version
+    check_whole(scene, files)
+    assert len([path for path in carried(simulator, name) if path.endswith(name)]) == 1
+    assert simulator.count("POST", "/object/copy") == 2
+
+
+def test_a_damaged_model_is_refused_before_anything_is_placed(
+    scene: Scene, simulator: StorageSimulator, tmp_path: Path
+) -> None:
+    whole = onnx.load_from_string(large_onnx(1))
+    whole.graph.node[0].op_type = "NoSuchOperator"
+    version = train_in_project(scene, tmp_path, {**large_files(), "model/model.onnx": whole.SerializeToString()})
+    scene.work()
+    assert "NoSuchOperator" in scene.tags(version)["error"]
+    assert simulator.object_keys(BUCKET) == []
+
+
+def test_weights_beside_the_model_are_fetched_and_joined(scene: Scene, tmp_path: Path) -> None:
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    onnx.save_model(
+        onnx.load_from_string(large_onnx(1)),
+        beside / "model.onnx",
+        save_as_external_data=True,
+        location="weights.data",
+    )
+    found = {f"model/{path.name}": path.read_bytes() for path in beside.iterdir()}
+    version = train_in_project(scene, tmp_path, {"model/MLmodel": MLMODEL, **found})
+    scene.work()
+    assert scene.tags(version)["status"] == "mirrored"
+    assert len(scene.objects(PREFIX)[ONNX]) > 1_200_000
+
+
+def test_a_file_that_is_replaced_between_two_attempts_is_what_it_then_is(
+    scene: Scene, simulator: StorageSimulator, tmp_path: Path
+) -> None:
+    files = large_files()
+    version = train_in_project(scene, tmp_path, files)
+    simulator.inject(Fault(action=Respond(500, b"{}"), path_contains="/object/copy"))
+    (handled,) = scene.work()
+    assert handled.state is EventState.PENDING
+    simulator.clear_faults()
+    files["two_tower_latest.pt"] = files["two_tower_latest.pt"][::-1]
+    simulator.put_object(ARTIFACTS, artifact(simulator, "two_tower_latest.pt"), files["two_tower_latest.pt"])
+    scene.work_later()
+    assert scene.tags(version)["status"] == "mirrored"
+    check_whole(scene, files)
+
+
+def test_a_file_that_vanishes_between_two_attempts_is_not_in_the_release(
+    scene: Scene, simulator: StorageSimulator, tmp_path: Path
+) -> None:
+    version = train_in_project(scene, tmp_path)
+    simulator.inject(Fault(action=Respond(500, b"{}"), path_contains="/object/copy"))
+    scene.work()
+    simulator.clear_faults()
+    scene.runtime.stores(ARTIFACTS).delete([artifact(simulator, "model.onnx")])
+    scene.work_later()
+    assert "ONNX" in scene.tags(version)["error"]
+    assert not {ONNX, f"{PREFIX}model_meta.json"} & set(simulator.object_keys(BUCKET))
+
+
+def test_artifacts_behind_an_mlflow_server_are_copied_too(
+    scene: Scene, simulator: StorageSimulator, tmp_path: Path
+) -> None:
+    """`mlflow-artifacts:/` leads to the destination in the settings, where the worker needs no server to find it."""
+    files = large_files()
+    train_in_project(scene, tmp_path, files)
+    run = scene.client.get_run(str(scene.client.get_model_version(MODEL, "1").run_id))
+    below = run.info.artifact_uri.removeprefix("supabase://artifacts/mlflow/")
+    scene.client.create_registered_model("proxied")
+    scene.client.create_model_version("proxied", f"mlflow-artifacts:/{below}/model", run.info.run_id)
+    scene.work()
+    assert simulator.count("POST", "/object/copy") == 4
+    copied = [key for key in simulator.object_keys(BUCKET, "proxied/") if key.endswith(".onnx")]
+    assert [simulator.object_bytes(BUCKET, key) for key in copied] == [files["model/model.onnx"]]
