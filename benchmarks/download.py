@@ -19,9 +19,10 @@ from pathlib import Path
 import httpx
 
 from benchmarks.target import random_file, target
+from supabase_bridge.digest_cache import DigestCache
+from supabase_bridge.documents import FileRecord
 from supabase_bridge.object_store import ObjectStore, PutOptions
-from supabase_bridge.object_store.digest import file_sha256
-from supabase_bridge.object_store.verified_download import download_verified
+from supabase_bridge.object_store.digest import digests_of
 
 WARM_UP = 1
 
@@ -34,12 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory, target() as place:
         original, copy = random_file(Path(directory, "original"), options.size), Path(directory, "copy")
-        store, key, sha256 = place.store(), uuid.uuid4().hex, file_sha256(original)
-        store.create(key, original, PutOptions(sha256=sha256))
+        store, key, digests = place.store(), uuid.uuid4().hex, digests_of(original)
+        record = FileRecord(size_bytes=digests.size_bytes, sha256=digests.sha256)
+        store.create(key, original, PutOptions(sha256=digests.sha256))
         original.unlink()
         with place.bare() as client:
             bare_ms, ours_ms = _medians_ms(
-                [lambda: _bare(client, key, copy), lambda: _ours(store, key, copy, sha256)], rounds=options.rounds
+                [lambda: _bare(client, key, copy), lambda: _ours(store, key, copy, record)], rounds=options.rounds
             )
         store.delete([key])
         store.close()
@@ -58,8 +60,8 @@ def _bare(client: httpx.Client, key: str, copy: Path) -> None:
             file.write(piece)
 
 
-def _ours(store: ObjectStore, key: str, copy: Path, sha256: str) -> None:
-    download_verified(store, key, copy, sha256=sha256)
+def _ours(store: ObjectStore, key: str, copy: Path, record: FileRecord) -> None:
+    DigestCache(None, limit_bytes=0).fetch(store, key, record, copy)
 
 
 def _medians_ms(runs: Sequence[Callable[[], None]], *, rounds: int) -> list[float]:

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.target import target
+from supabase_bridge.digest_cache import DigestCache
+from supabase_bridge.documents import FileRecord
 from supabase_bridge.object_store import ObjectStore, PutOptions
-from supabase_bridge.object_store.digest import file_sha256
-from supabase_bridge.object_store.verified_download import download_verified
+from supabase_bridge.object_store.digest import digests_of
 
 MIB = 1024 * 1024
 SMALL_BYTES = 8 * MIB
@@ -71,10 +72,11 @@ def _rise_bytes(way: str, size_bytes: int) -> int:
 
 
 def _transfer(way: str, store: ObjectStore, path: Path, key: str, copy: Path) -> None:
-    sha256 = file_sha256(path)
-    store.create(key, path, PutOptions(sha256=sha256))
+    digests = digests_of(path)
+    store.create(key, path, PutOptions(sha256=digests.sha256))
     if way == "download":
-        download_verified(store, key, copy, sha256=sha256)
+        record = FileRecord(size_bytes=digests.size_bytes, sha256=digests.sha256)
+        DigestCache(None, limit_bytes=0).fetch(store, key, record, copy)
 
 
 def _sparse(path: Path, size_bytes: int) -> Path:

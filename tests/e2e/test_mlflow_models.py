@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -51,66 +52,53 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, released: Released) ->
     return Place(tmp_path, released, request.getfixturevalue("simulator") if on_project else None)
 
 
-def _model(spelling: str, released: Released) -> str:
-    return spelling.format(**{f"run_{number}": run_id for number, run_id in released.run_ids.items()})
-
-
-def _check(answer: object, version: int) -> None:
-    assert answer == {
-        "predictions": {"user_embedding": [[1.0] * WIDTH] * 2, "item_embedding": [[version + 0.25] * WIDTH] * 3}
-    }
-
-
-@pytest.mark.parametrize(
-    ("spelling", "version", "kind"),
-    [
-        ("supabase://models/two_tower@latest", 1, "embedded"),
-        ("supabase://models/two_tower@staging", 2, "project"),
-        ("supabase://models/two_tower/{run_2}", 2, "embedded"),
-        ("models:/two_tower/Production", 1, "embedded"),
-    ],
-)
-def test_mlflow_models_predict_answers_from_a_release(
-    place: Place,
-    released: Released,
-    spelling: str,
-    version: int,
-    kind: str,  # noqa: ARG001 (see `place`)
-) -> None:
-    model = _model(spelling, released)
+def _predict(place: Place, model: str) -> object:
+    """The answer of `mlflow models predict`, from file to file."""
     given, answer = place.directory / "input.json", place.directory / "output.json"
     given.write_text(json.dumps(REQUEST))
     command = mlflow_command(
         "models", "predict", "-m", model, "--env-manager", "local", "-i", str(given), "-o", str(answer)
     )
     run(command, cwd=place.directory, env=place.environment(model))
-    _check(json.loads(answer.read_text()), version)
+    return json.loads(answer.read_text())
 
 
-@pytest.mark.parametrize(
-    ("spelling", "version", "kind"),
-    [
-        ("supabase://models/two_tower@latest", 1, "project"),
-        ("supabase://models/two_tower@staging", 2, "embedded"),
-        ("supabase://models/two_tower/{run_1}", 1, "project"),
-        ("models:/two_tower/Production", 1, "embedded"),
-    ],
-)
-def test_mlflow_models_serve_answers_a_request_from_a_release(
-    place: Place,
-    released: Released,
-    spelling: str,
-    version: int,
-    kind: str,  # noqa: ARG001 (see `place`)
-) -> None:
-    model = _model(spelling, released)
+def _serve(place: Place, model: str) -> object:
+    """The answer of `mlflow models serve` to a request over HTTP."""
     command = mlflow_command("models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1")
     with serving(command, cwd=place.directory, env=place.environment(model), health="/ping") as url:
         request = urllib.request.Request(
             f"{url}/invocations", json.dumps(REQUEST).encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=60) as answered:
-            _check(json.load(answered), version)
+            return json.load(answered)
+
+
+@pytest.mark.parametrize(
+    ("ask", "spelling", "version", "kind"),
+    [
+        (_predict, "supabase://models/two_tower@latest", 1, "embedded"),
+        (_serve, "supabase://models/two_tower@latest", 1, "project"),
+        (_predict, "supabase://models/two_tower@staging", 2, "project"),
+        (_serve, "supabase://models/two_tower@staging", 2, "embedded"),
+        (_predict, "supabase://models/two_tower/{run_2}", 2, "embedded"),
+        (_serve, "supabase://models/two_tower/{run_1}", 1, "project"),
+        (_predict, "models:/two_tower/Production", 1, "embedded"),
+        (_serve, "models:/two_tower/Production", 1, "embedded"),
+    ],
+)
+def test_mlflow_models_answers_from_a_release(
+    place: Place,
+    released: Released,
+    ask: Callable[[Place, str], object],
+    spelling: str,
+    version: int,
+    kind: str,  # noqa: ARG001 (see `place`)
+) -> None:
+    names = {f"run_{number}": run_id for number, run_id in released.run_ids.items()}
+    assert ask(place, spelling.format(**names)) == {
+        "predictions": {"user_embedding": [[1.0] * WIDTH] * 2, "item_embedding": [[version + 0.25] * WIDTH] * 3}
+    }
 
 
 @pytest.mark.parametrize("kind", ["project"])
