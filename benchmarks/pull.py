@@ -25,7 +25,7 @@ from benchmarks.target import BUCKET, Target, random_file, target
 from supabase_bridge import Resolver
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.object_store import PutOptions
-from supabase_bridge.object_store.digest import file_sha256
+from supabase_bridge.object_store.digest import file_record
 from tests.consumers import MODEL, Bucket
 from tests.simulators.storage import StorageSimulator
 
@@ -68,7 +68,7 @@ def _released(place: Target, size_bytes: int) -> Iterator[list[str]]:
     bucket = Bucket(put)
     with tempfile.TemporaryDirectory() as directory:
         model = random_file(Path(directory, "model"), size_bytes)
-        sha256 = file_sha256(model)
+        sha256 = file_record(model).sha256
         bucket.release()
         made = bucket.manifest(sequence=1)
         onnx = made.current.onnx_path
