@@ -57,13 +57,21 @@ def execute(*arguments: object, directory: Path, environment: Mapping[str, str] 
     return Said(done.returncode, done.stdout, done.stderr)
 
 
-def invoke(*arguments: object, environment: Mapping[str, str] | None = None) -> Said:
-    """Run the command line in this process, which has imported MLflow already; logging is as before afterwards."""
+def invoke(*arguments: object, environment: Mapping[str, str] | None = None, color: bool = False) -> Said:
+    """Run the command line in this process, which has imported MLflow already; logging is as before afterwards.
+
+    Args:
+        color: Print as to a terminal: click takes escape sequences out of what goes elsewhere.
+    """
     root, ours = logging.getLogger(), logging.getLogger("supabase_bridge")
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in (root, ours)]
     try:
         result = CliRunner().invoke(
-            main, [str(argument) for argument in arguments], env=dict(environment or {}), prog_name="supabase-bridge"
+            main,
+            [str(argument) for argument in arguments],
+            env=dict(environment or {}),
+            color=color,
+            prog_name="supabase-bridge",
         )
     finally:
         for logger, handlers, level, propagate in before:

@@ -23,6 +23,7 @@ from supabase_bridge.layout import ChannelKeys
 from supabase_bridge.object_store import JSON_TYPE, NO_CACHE, ObjectStore, PutOptions
 from supabase_bridge.release_log import commits, precedes
 from supabase_bridge.signing import UNSEALED, Seal
+from supabase_bridge.trust import check_paths
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +86,14 @@ class ChannelLog:
 
         Raises:
             ObjectNotFoundError: there is none.
-            InvalidDocumentError: it is no manifest of this channel.
+            InvalidDocumentError: it is no manifest of this channel, or names files elsewhere.
         """
         key = self.keys.history(sequence)
         entry = Manifest.parse(self._store.read(key, limit_bytes=LIMIT_BYTES))
         named = (entry.model_name, entry.channel, entry.sequence)
         if named != (self.keys.model_key, self.keys.channel, sequence):
             raise InvalidDocumentError(key, "it names another model, channel or sequence than its key")
+        check_paths(entry, self.keys)
         return entry
 
     def find(self, cause: Cause, head: Manifest | None) -> Manifest | None:

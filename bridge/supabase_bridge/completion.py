@@ -15,6 +15,7 @@ from typing import Any
 from supabase_bridge.documents import RELEASE_NOTES_LIMIT, FileRecord, Metrics, ModelMeta, Origin, format_time
 from supabase_bridge.errors import InvalidDocumentError, InvalidRunIdError
 from supabase_bridge.layout import ReleaseKeys, RunId
+from supabase_bridge.markdown import listed, literal, plain_markdown
 
 RUN_ID_TAG = "supabase.run_id"
 _DIMENSIONS = (
@@ -150,18 +151,16 @@ def release_notes(metrics: Metrics, facts: TrainingFacts) -> str | None:
 
 def draft_summary(model_key: str, metrics: Metrics, facts: TrainingFacts) -> str:
     """summary.md for a release whose training wrote none: conditions, findings, what it is compared with."""
-    lines = [f"# {model_key} {metrics.run_id}", ""]
+    lines = [f"# {literal(model_key)} {literal(metrics.run_id)}", ""]
     if facts.description.strip():
-        lines += [facts.description.strip(), ""]
-    lines += ["## Training conditions", ""]
-    lines += [f"- {name}: {facts.params[name]}" for name in sorted(facts.params)] or ["- none recorded"]
-    lines += [f"- dataset {item.name}: {item.source} (digest {item.digest})" for item in facts.datasets]
-    lines += ["", "## Findings", ""]
-    lines += [f"- {_change(name, metrics, arrow='from')}" for name in sorted(metrics.metrics)] or ["- none recorded"]
-    if metrics.notes:
-        lines.append(f"- {metrics.notes}")
+        lines += [plain_markdown(facts.description.strip()), ""]
+    conditions = [f"{name}: {facts.params[name]}" for name in sorted(facts.params)] or ["none recorded"]
+    conditions += [f"dataset {item.name}: {item.source} (digest {item.digest})" for item in facts.datasets]
+    findings = [_change(name, metrics, arrow="from") for name in sorted(metrics.metrics)] or ["none recorded"]
+    findings += [metrics.notes] if metrics.notes else []
+    lines += ["## Training conditions", "", *listed(conditions), "", "## Findings", "", *listed(findings)]
     if metrics.baseline_run_id:
-        lines += ["", f"Compared with release {metrics.baseline_run_id}."]
+        lines += ["", f"Compared with release {literal(metrics.baseline_run_id)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -310,7 +310,7 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
         if required:
             raise SettingsError("SUPABASE_BRIDGE_CONFIG", f"{path} does not exist") from None
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(str(path), f"cannot be read: {error}") from error
     values: dict[str, Any] = {}
     for name, value in table.items():
@@ -323,7 +323,7 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
         elif name in _TEXTS and isinstance(value, str) and value:
             values[name] = value
         elif name in _PATHS and isinstance(value, str) and value:
-            values[name] = Path(value).expanduser().absolute()
+            values[name] = _expanded(path, name, value)
         elif name in _SIZES and _is_size(value):
             values[name] = value
         elif name in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
@@ -335,6 +335,13 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
         else:
             raise SettingsError(f"{path}: {name}", _complaint(name))
     return values
+
+
+def _expanded(path: Path, name: str, value: str) -> Path:
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:
+        raise SettingsError(f"{path}: {name}", "names the home directory of nobody here") from error
 
 
 def _is_span(seconds: object) -> bool:

@@ -99,9 +99,13 @@ class Document(BaseModel):
         """The document's bytes: equal values give equal bytes (UTF-8, two spaces of indentation, final line break).
 
         Raises:
-            InvalidDocumentError: they are more than LIMIT_BYTES, and nobody could read them back.
+            InvalidDocumentError: they are more than LIMIT_BYTES, or half a surrogate pair is in them, and nobody could
+                read them back.
         """
-        data = (json.dumps(self.to_object(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            data = (json.dumps(self.to_object(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        except UnicodeEncodeError as error:
+            raise InvalidDocumentError(self.document_name, f"a text in it is no Unicode: {error.reason}") from error
         if len(data) > LIMIT_BYTES:
             raise InvalidDocumentError(self.document_name, f"larger than {LIMIT_BYTES} bytes")
         return data

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
+
+_USER_AND_PASSWORD = re.compile(r"(?<=://)[^\s/@'\"]*@")
+_SECRET_IN_QUERY = re.compile(
+    r"(?<![A-Za-z])((?:password|passwd|pwd|token|secret|api_?key|sig|signature)=)[^\s&;'\")]+", re.IGNORECASE
+)
+
+
+def without_credentials(text: str) -> str:
+    """A text without the user names, passwords and tokens of the URLs that it quotes."""
+    return _SECRET_IN_QUERY.sub(r"\1***", _USER_AND_PASSWORD.sub("***@", text))
 
 
 class BridgeError(Exception):
@@ -17,6 +28,11 @@ class BridgeError(Exception):
     """
 
     retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        # It goes to logs, to terminals and into tags that everybody sees; what MLflow or a driver says of a failure
+        # quotes the URL that was asked, and that may hold a password.
+        super().__init__(without_credentials(message))
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -51,7 +67,8 @@ class InvalidChannelError(BridgeError):
 
     def __init__(self, channel: str) -> None:
         super().__init__(
-            f"{channel!r} cannot be a channel: use lower-case letters, digits, '_' and '-', beginning with a letter"
+            f"{channel[:80]!r} cannot be a channel: "
+            "use lower-case letters, digits, '_' and '-', beginning with a letter"
         )
         self.channel = channel
 
@@ -549,6 +566,15 @@ class SourceNotAllowedError(BridgeError):
         )
         self.source = source
         self.allowed = allowed
+
+
+class SourceUnusableError(BridgeError):
+    """A model version's files lie where they may, but what is there cannot be a model's files."""
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(f"source {source[:200]!r} is not read: {problem}")
+        self.source = source
+        self.problem = problem
 
 
 class WorkspaceNotMappedError(BridgeError):

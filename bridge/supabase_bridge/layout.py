@@ -158,7 +158,7 @@ def check_model_key(name: str) -> str:
     """
     if not name:
         raise InvalidModelKeyError(name, "it is empty")
-    if len(name.encode()) > _MODEL_KEY_LIMIT_BYTES:
+    if len(name.encode(errors="replace")) > _MODEL_KEY_LIMIT_BYTES:
         raise InvalidModelKeyError(name[:40] + "…", f"it is longer than {_MODEL_KEY_LIMIT_BYTES} bytes")
     if not _MODEL_KEY.fullmatch(name):
         bad = sorted({c for c in name if not _MODEL_KEY.fullmatch("a" + c)})

@@ -30,6 +30,7 @@ from supabase_bridge.draft import Draft, draft_release
 from supabase_bridge.errors import (
     InvalidDocumentError,
     ObjectNotFoundError,
+    ObjectTooLargeError,
     ReleaseConflictError,
     ReleaseDamagedError,
     ReleaseNotFoundError,
@@ -151,6 +152,7 @@ class Mirror:
         notes = release_notes(drafted, facts)
         # The documents' own errors come before any byte is uploaded.
         complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes).to_bytes()
+        drafted.to_bytes()
         summary = draft_summary(keys.model_key, drafted, facts).encode()
         model = mlflow_model.model_files(draft.mlmodel, draft.environment, draft.tensors, keys=keys, facts=facts)
         leftovers = self._leftovers(keys)
@@ -227,7 +229,7 @@ class Mirror:
             return None
         try:
             return Metrics.parse(self._store.read(head.current.metrics_path, limit_bytes=LIMIT_BYTES))
-        except (ObjectNotFoundError, InvalidDocumentError):
+        except (ObjectNotFoundError, ObjectTooLargeError, InvalidDocumentError):
             return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,11 +19,18 @@ from supabase_bridge.documents import LIMIT_BYTES
 from supabase_bridge.errors import InvalidDocumentError
 from supabase_bridge.layout import ENVIRONMENT_NAMES, MLMODEL_NAME, ReleaseKeys
 from supabase_bridge.onnx_file import Tensor, Tensors
+from supabase_bridge.python_environment import conda_env, python_env, python_version, requirements
 
 _CONDA, _PYTHON_ENV, _REQUIREMENTS = ENVIRONMENT_NAMES
 _LOADER = "mlflow.onnx"
-_NOT_IN_A_RELEASE = ("saved_input_example_info", "model_size_bytes", "model_id")
-"""Fields of MLmodel that speak of files which a release does not have, or that make MLflow look for its server."""
+_KEPT = ("artifact_path", "metadata", "model_uuid", "run_id", "signature", "utc_time_created")
+"""Fields of MLmodel that only describe. The others speak of files which a release does not have, make MLflow look for
+its server, or for credentials and resources of the trainer's choice."""
+_NUMBERS = ("graph_optimization_level", "inter_op_num_threads", "intra_op_num_threads")
+_MODES = ("sequential", "parallel", "SEQUENTIAL", "PARALLEL")
+_PROVIDER = re.compile(r"[A-Za-z]{1,40}ExecutionProvider")
+_NODES_LIMIT = 200_000
+"""Of MLmodel, with what its aliases refer to counted each time."""
 _NUMERIC = frozenset("biuf")
 
 
@@ -33,13 +41,44 @@ def parse_mlmodel(data: bytes) -> dict[str, Any]:
         InvalidDocumentError: it is no YAML, or nothing that MLflow could read.
     """
     try:
-        value = yaml.safe_load(data)
+        value = _load(data)
         flavors = Model.from_dict(value).flavors
         if not isinstance(flavors, dict) or not all(isinstance(flavor, dict) for flavor in flavors.values()):
             raise InvalidDocumentError(MLMODEL_NAME, "flavors: expected a table of tables")
-    except (MlflowException, yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        MlflowException,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        LookupError,
+    ) as error:
         raise InvalidDocumentError(MLMODEL_NAME, str(error)[:300]) from error
-    return dict(value)
+    return {**value, "flavors": flavors}
+
+
+def _load(data: bytes) -> Any:
+    """YAML without what explodes: PyYAML follows merge keys and aliases wherever they lead, each time anew."""
+    loader = yaml.SafeLoader(data)
+    try:
+        node = loader.get_single_node()
+        if node is None or _nodes(node, {}) > _NODES_LIMIT:
+            raise InvalidDocumentError(MLMODEL_NAME, "it is empty, or much larger than it looks")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _nodes(node: Any, known: dict[int, int]) -> int:
+    """How many nodes a document has where each alias counts as what it refers to; endless where it contains itself."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = _NODES_LIMIT + 1
+    inner = node.value if isinstance(node, yaml.CollectionNode) else ()
+    parts = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
+    known[id(node)] = 1 + sum(_nodes(part, known) for part in parts)
+    return known[id(node)]
 
 
 def model_files(
@@ -52,8 +91,9 @@ def model_files(
 ) -> dict[str, bytes]:
     """The files that make the release of `keys` an MLflow model, by name; equal arguments give equal bytes.
 
-    What the version's MLmodel says of its ONNX model is kept, the paths aside. Only the flavors `onnx` and
-    `python_function` remain, loaded by MLflow's own loader: nothing of the training's code is in a release.
+    What the version's MLmodel says of its ONNX model is kept where it only describes. Only the flavors `onnx` and
+    `python_function` remain, loaded by MLflow's own loader; options are kept by name, and of the environment the
+    versions of known packages: nothing that a trainer writes makes whoever serves the release run or load anything.
 
     Args:
         own: The version's MLmodel; empty where it has none.
@@ -64,21 +104,23 @@ def model_files(
         InvalidDocumentError: MLmodel would be larger than LIMIT_BYTES.
     """
     of_onnx = "onnx" in own.get("flavors", {})
-    value = {name: own[name] for name in own if name not in _NOT_IN_A_RELEASE} if of_onnx else _made(keys, facts)
-    value["flavors"] = _flavors(own.get("flavors", {}), keys.onnx_name) if of_onnx else _flavors({}, keys.onnx_name)
+    flavors = own.get("flavors", {}) if of_onnx else {}
+    # The environment of another flavor (a torch model beside the ONNX file, say) may lack what runs ONNX.
+    kept = environment if of_onnx or not own else {}
+    python = python_version(kept, flavors.get("python_function", {}), platform.python_version())
+    value = {name: own[name] for name in own if name in _KEPT} if of_onnx else _made(keys, facts)
+    value["flavors"] = _flavors(flavors, keys.onnx_name, python)
     if value.get("signature") is None and (signature := _signature(tensors)) is not None:
         value["signature"] = signature.to_dict()
     mlmodel = _yaml(value)
     if len(mlmodel) > LIMIT_BYTES:
         raise InvalidDocumentError(MLMODEL_NAME, f"larger than {LIMIT_BYTES} bytes")
-    # The environment of another flavor (a torch model beside the ONNX file, say) may lack what runs ONNX.
-    kept = environment if of_onnx or not own else {}
-    requirements = kept.get(_REQUIREMENTS) or "".join(f"{line}\n" for line in _default_requirements()).encode()
+    lines = requirements(kept.get(_REQUIREMENTS), _default_requirements())
     return {
         MLMODEL_NAME: mlmodel,
-        _CONDA: kept.get(_CONDA) or _yaml(_conda_env(requirements)),
-        _PYTHON_ENV: kept.get(_PYTHON_ENV) or _yaml(_python_env()),
-        _REQUIREMENTS: requirements,
+        _CONDA: _yaml(conda_env(lines, python)),
+        _PYTHON_ENV: _yaml(python_env(python)),
+        _REQUIREMENTS: "".join(f"{line}\n" for line in lines).encode(),
     }
 
 
@@ -92,17 +134,31 @@ def names_onnx_file(mlmodel: bytes, onnx_name: str) -> bool:
     return all(flavors.get(name, {}).get("data") == onnx_name for name in ("onnx", "python_function"))
 
 
-def _flavors(own: Mapping[str, Any], onnx_name: str) -> dict[str, Any]:
-    onnx = {name: value for name, value in own.get("onnx", {}).items() if name != "extra_files"}
-    function = dict(own.get("python_function", {}))
-    if function.get("loader_module") != _LOADER:
-        function = {"python_version": platform.python_version()}
-    onnx.setdefault("providers", ["CPUExecutionProvider"])
-    function.update(loader_module=_LOADER, env={"conda": _CONDA, "virtualenv": _PYTHON_ENV})
-    return {
-        "onnx": {**onnx, "data": onnx_name, "code": None},
-        "python_function": {**{n: v for n, v in function.items() if n != "code"}, "data": onnx_name},
-    }
+def _flavors(own: Mapping[str, Any], onnx_name: str, python: str) -> dict[str, Any]:
+    flavor = own.get("onnx", {})
+    onnx: dict[str, Any] = {"code": None, "data": onnx_name, "providers": _providers(flavor.get("providers"))}
+    if isinstance(version := flavor.get("onnx_version"), str):
+        onnx["onnx_version"] = version
+    if options := _session_options(flavor.get("onnx_session_options")):
+        onnx["onnx_session_options"] = options
+    environment = {"conda": _CONDA, "virtualenv": _PYTHON_ENV}
+    function = {"data": onnx_name, "env": environment, "loader_module": _LOADER, "python_version": python}
+    return {"onnx": onnx, "python_function": function}
+
+
+def _providers(own: object) -> list[str]:
+    """Execution providers by name only: their options name libraries and files on the machine that serves."""
+    listed = own if isinstance(own, list) else [own]
+    names = [item[0] if isinstance(item, list) and item else item for item in listed]
+    return [name for name in names if isinstance(name, str) and _PROVIDER.fullmatch(name)] or ["CPUExecutionProvider"]
+
+
+def _session_options(own: object) -> dict[str, Any]:
+    """The session options that are a number or a word; `extra_session_config` can name anything."""
+    given = own if isinstance(own, dict) else {}
+    numbers = {name: given[name] for name in _NUMBERS if type(given.get(name)) is int}
+    modes = {"execution_mode": given["execution_mode"]} if given.get("execution_mode") in _MODES else {}
+    return {**numbers, **modes}
 
 
 def _made(keys: ReleaseKeys, facts: TrainingFacts) -> dict[str, Any]:
@@ -142,21 +198,6 @@ def _default_requirements() -> list[str]:
         # MLflow asks which version is installed here, where onnxruntime need not be.
         found = ["onnx", "onnxruntime"]
     return [f"mlflow=={mlflow.__version__}", *found]
-
-
-def _conda_env(requirements: bytes) -> dict[str, Any]:
-    lines = [line.strip() for line in requirements.decode(errors="replace").splitlines()]
-    pip = [line for line in lines if line and not line.startswith("#")]
-    python = f"python={platform.python_version()}"
-    return {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [python, "pip", {"pip": pip}]}
-
-
-def _python_env() -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "build_dependencies": ["pip", "setuptools", "wheel"],
-        "dependencies": [f"-r {_REQUIREMENTS}"],
-    }
 
 
 def _yaml(value: Mapping[str, Any]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
 
 from supabase_bridge.errors import InvalidModelFileError
@@ -86,12 +86,9 @@ def external_files(path: Path) -> tuple[str, ...]:
     """
     model = _load(path)
     locations = {
-        entry.value
-        for part in (model.graph, *model.functions)
-        for tensor in _tensors(part)
+        next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        for tensor in _tensors(model)
         if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
     }
     return tuple(sorted(locations))
 
@@ -115,6 +112,9 @@ def join(path: Path, target: Path) -> None:
         raise InvalidModelFileError(path.name, reason)
     try:
         model = onnx.load(path)
+        if any(uses_external_data(tensor) for tensor in _tensors(model)):
+            # ONNX's loader passes over some: those of training graphs, and sparse ones.
+            raise InvalidModelFileError(path.name, "some of its weights are in other files and cannot be joined")
         onnx.save_model(model, target)
     except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
         raise InvalidModelFileError(path.name, str(error)[:300]) from error
@@ -160,13 +160,12 @@ def _dtype(element_type: int) -> np.dtype[Any] | None:
         return None
 
 
-def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a graph or function, those in its nodes and in the graphs of its nodes among them."""
-    if isinstance(graph, onnx.GraphProto):
-        yield from graph.initializer
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
-        if attribute.HasField("t"):
-            yield attribute.t
-        yield from attribute.tensors
-        for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            yield from _tensors(inner)
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a model, wherever it is: graphs in graphs, functions, sparse tensors, training graphs."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if isinstance(value, Message) else value:
+                yield from _tensors(inner)

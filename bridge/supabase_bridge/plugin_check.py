@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 
 from supabase_bridge.config import Settings
-from supabase_bridge.errors import PluginMissingError
+from supabase_bridge.errors import PluginMissingError, SettingsError
 
 
 def check_plugin(settings: Settings) -> None:
@@ -15,7 +15,10 @@ def check_plugin(settings: Settings) -> None:
 
     Raises:
         PluginMissingError: it does not.
+        SettingsError: the database URL has no scheme.
     """
+    if "://" not in settings.registry_uri:
+        raise SettingsError("SUPABASE_BRIDGE_DATABASE_URL", "expected <kind of database>://...")
     scheme = settings.registry_uri.split("://")[0]
     if scheme not in {point.name for point in entry_points(group="mlflow.model_registry_store")}:
         raise PluginMissingError(scheme)

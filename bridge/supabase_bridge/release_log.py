@@ -8,7 +8,8 @@ from __future__ import annotations
 from datetime import datetime
 
 from supabase_bridge.documents import Cause, CurrentRelease, FileRecord, Manifest, ReleasePointer
-from supabase_bridge.layout import ChannelKeys
+from supabase_bridge.errors import InvalidDocumentError
+from supabase_bridge.layout import SEQUENCE_LIMIT, ChannelKeys
 
 PREVIOUS_KEPT = 2
 
@@ -27,7 +28,12 @@ def next_entry(
     repeated there, and PREVIOUS_KEPT are kept. So a rollback keeps the release rolled back from. Nothing changes where
     the release is current already, unless the reason does: a pointer moved by hand that somebody now promotes is the
     registry's again.
+
+    Raises:
+        InvalidDocumentError: the log has its last entry.
     """
+    if head is not None and head.sequence >= SEQUENCE_LIMIT:
+        raise InvalidDocumentError(channel.history(head.sequence), "no entry can follow it; was it written by hand?")
     if head is None:
         previous: list[ReleasePointer] = []
     else:

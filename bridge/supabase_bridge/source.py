@@ -78,8 +78,9 @@ class Sources:
         located = self._locate(uri, hops=5)
         local_root = _local_path(located)
         self._check_allowed(located, local_root, workspace)
-        repository = get_artifact_repository(self._address(located))
-        return SourceFolder(located, repository, local_root, shelf=self._shelf(located))
+        # MLflow decodes percent signs in a local path too: it gets the very path that was checked.
+        address = self._address(located) if local_root is None else local_root.resolve().as_uri()
+        return SourceFolder(located, get_artifact_repository(address), local_root, shelf=self._shelf(located))
 
     def _shelf(self, uri: str) -> Shelf | None:
         """A folder in one of the buckets of artifacts; the buckets of releases are read through their records only."""

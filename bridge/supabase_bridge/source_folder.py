@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities import FileInfo
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-from supabase_bridge.errors import SourceNotAllowedError
+from supabase_bridge.errors import LocalFileError, SourceNotAllowedError, SourceUnusableError
 from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store.digest import file_record, write_hashed
 from supabase_bridge.object_store.local_files import pieces_of
@@ -68,19 +69,37 @@ class SourceFolder:
 
         Raises:
             SourceNotAllowedError: one of its folders is a link that leaves it.
+            SourceUnusableError: it holds more than _FILES_LIMIT files and folders.
         """
-        return sorted(self._walk(None, 0), key=lambda file: file.path)
+        found: list[SourceFile] = []
+        folders: list[tuple[str | None, int]] = [(None, 0)]
+        seen = 0
+        while folders:
+            path, depth = folders.pop()
+            for item in self._listed(path):
+                seen += 1
+                if seen > _FILES_LIMIT:
+                    raise SourceUnusableError(self.uri, f"it holds more than {_FILES_LIMIT} files and folders")
+                if not item.is_dir:
+                    found.append(SourceFile(folder=self, path=item.path, size_bytes=item.file_size))
+                elif depth < _DEPTH_LIMIT:
+                    folders.append((item.path, depth + 1))
+        return sorted(found, key=lambda file: file.path)
 
     def fetch(self, path: str, directory: Path) -> Path:
         """A local path with one file's content; see `SourceFile.fetch`.
 
         Raises:
             SourceNotAllowedError: the path is a link that leaves the folder.
+            SourceUnusableError: it is no regular file; reading a pipe might never end.
         """
         if self._local_root is None:
             with mlflow_errors(f"fetch {path} from {self.uri}"):
                 return Path(self._repository.download_artifacts(path, str(directory)))
-        return _inside(self._local_root, path)
+        found = _inside(self._local_root, path)
+        if not found.is_file():
+            raise SourceUnusableError(str(found), "it is no regular file")
+        return found
 
     def take(self, path: str, directory: Path, *, whole: bool = False) -> ModelFile:
         """See `SourceFile.take`."""
@@ -93,16 +112,15 @@ class SourceFolder:
         target = directory / fetched.name
         return ModelFile(record=write_hashed(target, pieces_of(fetched)), path=target)
 
-    def _walk(self, path: str | None, depth: int) -> Iterator[SourceFile]:
-        with mlflow_errors(f"list {self.uri}"):
-            found = self._repository.list_artifacts(path)
-        for item in found[:_FILES_LIMIT]:
-            if not item.is_dir:
-                yield SourceFile(folder=self, path=item.path, size_bytes=item.file_size)
-            elif depth < _DEPTH_LIMIT:
-                if self._local_root is not None:
-                    _inside(self._local_root, item.path)
-                yield from self._walk(item.path, depth + 1)
+    def _listed(self, path: str | None) -> Sequence[FileInfo]:
+        if self._local_root is not None and path is not None:
+            _inside(self._local_root, path)
+        try:
+            with mlflow_errors(f"list {self.uri}"):
+                found: Sequence[FileInfo] = self._repository.list_artifacts(path)
+                return found
+        except OSError as error:
+            raise LocalFileError(Path(error.filename or self.uri), (error.strerror or str(error)).lower()) from error
 
 
 def _inside(root: Path, path: str) -> Path:

@@ -12,9 +12,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from supabase_bridge import config
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import ServerStartError
 
@@ -40,16 +41,22 @@ class Address:
         return f"http://{host}:{self.port}"
 
 
-def server_command(settings: Settings, address: Address, more: Sequence[str]) -> list[str]:
-    """The MLflow server's command: stock tracking store, our registry store, artifacts through the server."""
+def server_command(address: Address, more: Sequence[str]) -> list[str]:
+    """The MLflow server's command; see `server_environment` for its stores."""
     return [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", address.host, "--port", str(address.port)),
-        *("--backend-store-uri", settings.database_url),
-        *("--registry-store-uri", settings.registry_uri),
-        *("--artifacts-destination", settings.artifacts_destination),
         *more,
     ]
+
+
+def server_environment(settings: Settings) -> dict[str, str]:
+    """Which stores the MLflow server has; not in its command, where everybody on the machine can read a password."""
+    return {
+        "MLFLOW_BACKEND_STORE_URI": settings.database_url,
+        "MLFLOW_REGISTRY_STORE_URI": settings.registry_uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": settings.artifacts_destination,
+    }
 
 
 def worker_command(settings: Settings) -> list[str]:
@@ -57,7 +64,14 @@ def worker_command(settings: Settings) -> list[str]:
     return [sys.executable, "-m", "supabase_bridge.cli", "worker", "--home", str(settings.home)]
 
 
-def supervise(server: list[str], worker: list[str], address: Address, *, on_ready: Callable[[], None]) -> int:
+def supervise(
+    server: list[str],
+    worker: list[str],
+    address: Address,
+    *,
+    server_environment: Mapping[str, str],
+    on_ready: Callable[[], None],
+) -> int:
     """Run the server, then the worker once the server answers; until a signal, or until the server ends by itself.
 
     The worker is started again whenever it ends. SIGTERM, SIGINT and SIGHUP stop both: they are asked first and killed
@@ -73,7 +87,7 @@ def supervise(server: list[str], worker: list[str], address: Address, *, on_read
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    running = [_start(server)]
+    running = [_start(server, server_environment)]
     try:
         if not _wait_until_up(running[0], address, stop):
             return 0
@@ -92,9 +106,14 @@ def supervise(server: list[str], worker: list[str], address: Address, *, on_read
         _stop_all(running)
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    """A process group of its own, so that a Ctrl-C at the terminal reaches us alone and we stop it in order."""
-    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+def _start(command: list[str], more: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A process group of its own, so that a Ctrl-C at the terminal reaches us alone and we stop it in order.
+
+    Args:
+        more: Environment variables besides, or instead of, our own.
+    """
+    changed = config.child_environment(more or {})
+    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL, env=changed)
 
 
 def _check_free(address: Address) -> None:

@@ -26,7 +26,7 @@ from supabase_bridge.errors import (
 from supabase_bridge.layout import META_NAME, METRICS_NAME, ChannelKeys, ReleaseKeys, RunId, check_object_key
 from supabase_bridge.signing_keys import PublicKey, TrustedKeys
 
-__all__ = ["PublicKey", "Seen", "TrustPolicy", "TrustedKeys", "accept", "check_signature"]
+__all__ = ["PublicKey", "Seen", "TrustPolicy", "TrustedKeys", "accept", "check_paths", "check_signature"]
 
 CLOCK_SKEW = timedelta(minutes=5)
 """How far a manifest's time may lie ahead of this machine's."""
@@ -104,7 +104,7 @@ def accept(
     manifest = Manifest.parse(manifest_bytes)
     if (manifest.model_name, manifest.channel) != (channel.model_key, channel.channel):
         raise WrongManifestError(channel.manifest, manifest.model_name, manifest.channel)
-    _check_paths(manifest, channel)
+    check_paths(manifest, channel)
     if signed:
         _check_recorded(manifest, channel)
     _check_order(manifest, channel, seen)
@@ -135,8 +135,12 @@ def check_signature(manifest_bytes: bytes, *, policy: TrustPolicy, document: str
     return True
 
 
-def _check_paths(manifest: Manifest, channel: ChannelKeys) -> None:
-    """Refuse whatever is not exactly where the layout has it: another model's object is as wrong as `../`."""
+def check_paths(manifest: Manifest, channel: ChannelKeys) -> None:
+    """Refuse whatever is not exactly where the layout has it: another model's object is as wrong as `../`.
+
+    Raises:
+        ManifestPathError: a path, run_id or file name is.
+    """
     pointers: dict[str, ReleasePointer] = {"current": manifest.current}
     pointers.update({f"previous.{place}": pointer for place, pointer in enumerate(manifest.previous)})
     for place, pointer in pointers.items():

@@ -88,10 +88,34 @@ def test_of_its_own_mlmodel_everything_is_kept_but_paths_and_what_a_release_does
     assert set(found) == {*same, "flavors"}
 
 
-def test_its_own_environment_files_stay_as_they_are() -> None:
-    own = {"conda.yaml": b"name: own\n", "python_env.yaml": b"python: 3.9.1\n", "requirements.txt": b"onnx==1.17.0"}
+def test_of_its_own_environment_the_versions_of_python_and_of_what_runs_onnx_are_kept() -> None:
+    own = {
+        "conda.yaml": b"name: own\nchannels: [theirs]\n",
+        "python_env.yaml": b"python: 3.9.1\nbuild_dependencies:\n- pip==23.0\n",
+        "requirements.txt": b"mlflow==2.22.0\nOnnxRuntime >=1.17, <2\nnumpy~=1.26\ntheirs==1.0\nonnx==1.17.0",
+    }
     found = made(OWN, environment=own)
-    assert {name: found[name] for name in own} == own
+    lines = ["mlflow==2.22.0", "OnnxRuntime >=1.17, <2", "numpy~=1.26", "onnx==1.17.0"]
+    assert found["requirements.txt"].decode().splitlines() == lines
+    assert yaml.safe_load(found["conda.yaml"])["dependencies"] == ["python=3.9.1", "pip", {"pip": lines}]
+    assert yaml.safe_load(found["python_env.yaml"]) == {
+        "python": "3.9.1",
+        "build_dependencies": ["pip", "setuptools", "wheel"],
+        "dependencies": ["-r requirements.txt"],
+    }
+
+
+def test_requirements_that_name_no_runtime_get_one() -> None:
+    lines = made(OWN, environment={"requirements.txt": b"onnx==1.17.0\n"})["requirements.txt"].decode().splitlines()
+    assert lines[0] == "onnx==1.17.0"
+    assert sorted(line.partition("==")[0] for line in lines) == ["mlflow", "onnx", "onnxruntime"]
+
+
+def test_session_options_that_are_numbers_or_words_are_kept() -> None:
+    options = {"inter_op_num_threads": 2, "execution_mode": "parallel", "graph_optimization_level": 99}
+    onnx_flavor = {**OWN["flavors"]["onnx"], "onnx_session_options": options}
+    found = mlmodel(made({**OWN, "flavors": {**OWN["flavors"], "onnx": onnx_flavor}}))
+    assert found["flavors"]["onnx"]["onnx_session_options"] == options
 
 
 @pytest.mark.parametrize("own", [{}, {"flavors": {"pytorch": {"model_data": "data"}}, "run_id": "r1"}])

@@ -10,12 +10,14 @@ from typing import Any, NoReturn
 import click
 
 from supabase_bridge.cli.logs import configure_logging
+from supabase_bridge.cli.terminal import shown
 from supabase_bridge.errors import (
     BridgeError,
     InvalidChannelError,
     InvalidReferenceError,
     InvalidRunIdError,
     SettingsError,
+    without_credentials,
 )
 
 _USAGE_ERRORS = (SettingsError, InvalidChannelError, InvalidReferenceError, InvalidRunIdError)
@@ -84,5 +86,5 @@ def _fail(error: Exception, *, code: int) -> NoReturn:
     logging.getLogger(__name__).debug("the command failed", exc_info=error)
     what = "" if isinstance(error, BridgeError) else f"unexpected {type(error).__name__}: "
     hint = "" if isinstance(error, BridgeError) else " (run again with -v before the command for the traceback)"
-    click.echo(f"Error: {what}{error}{hint}", err=True)
+    click.echo(f"Error: {what}{shown(without_credentials(str(error)))}{hint}", err=True)
     sys.exit(code)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from supabase_bridge.cli.terminal import shown, shown_json
 from supabase_bridge.config import Settings
 from supabase_bridge.object_store import Progress
 from supabase_bridge.object_store.opening import open_store
 
 if TYPE_CHECKING:
     from supabase_bridge.activate import Switch
+
+_DATABASE = re.compile(
+    r"(?P<scheme>[a-z0-9+]+)://(?:[^?]*@)?(?P<place>(?:\[[0-9a-fA-F:.]+\]|[^:@/?]*)(?::[0-9]+)?(?:/[^@?]*)?)(?:\?.*)?"
+)
+"""What may be shown of a database URL; of one that is not clear nothing is, since it may be a part of a password."""
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -44,24 +50,25 @@ def say_store(settings: Settings) -> None:
     """Say on stderr where releases go, so that nobody mirrors into a folder by mistake."""
     place = open_store(settings, settings.bucket).name
     kind = "embedded, no SUPABASE_URL set" if settings.embedded else "a Supabase project"
-    click.echo(f"store:    {place} ({kind})", err=True)
+    click.echo(shown(f"store:    {place} ({kind})"), err=True)
 
 
 def say_database(settings: Settings) -> None:
-    """Say on stderr which registry is served, without a password in it."""
-    scheme, _, rest = settings.database_url.partition("://")
-    click.echo(f"database: {scheme}://{rest.rpartition('@')[2]}", err=True)
+    """Say on stderr which registry is served, without a password in it; drivers take one from the query too."""
+    found = _DATABASE.fullmatch(settings.database_url)
+    place = "a malformed URL" if found is None else f"{found['scheme']}://{found['place']}"
+    click.echo(shown(f"database: {place}"), err=True)
 
 
 def switch_line(manifest_key: str, switch: Switch) -> str:
     """A pointer's move, for people."""
     verb = "is now" if switch.switched else "was already"
-    return f"{manifest_key} {verb} {switch.entry.current.run_id} (entry {switch.entry.sequence})"
+    return shown(f"{manifest_key} {verb} {switch.entry.current.run_id} (entry {switch.entry.sequence})")
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(shown_json(value, indent=2))
 
 
 def upload_bar() -> Callable[[int], Progress] | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supabase_bridge.cli.common import home_option, json_option
+from supabase_bridge.cli.terminal import shown, shown_json
 from supabase_bridge.config import Settings
 from supabase_bridge.outbox.events import Event, EventState
 
@@ -99,15 +100,13 @@ def _line(event: Event) -> str:
     tried = f" after {event.attempts} attempts" if event.attempts > 1 else ""
     outcome = f": {event.outcome}" if event.outcome else ""
     about = f"#{event.id} {event.created_at:%Y-%m-%d %H:%M:%S}Z {event.model}{version}"
-    return f"{about} {change} [{event.state.value}{tried}]{outcome}"
+    return shown(f"{about} {change} [{event.state.value}{tried}]{outcome}")
 
 
 def _json_line(event: Event) -> str:
-    import json
-
     def plain(value: Any) -> Any:
         if isinstance(value, Enum):
             return value.value
         return value.isoformat().replace("+00:00", "Z") if isinstance(value, datetime) else value
 
-    return json.dumps({name: plain(value) for name, value in asdict(event).items()}, ensure_ascii=False)
+    return shown_json({name: plain(value) for name, value in asdict(event).items()})

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from supabase_bridge.cli.common import channel_option, home_option, say_store, switch_line
+from supabase_bridge.cli.terminal import shown
 from supabase_bridge.config import Settings
 from supabase_bridge.object_store.opening import open_store
 
@@ -51,4 +52,4 @@ def command(model: str, run_id: str | None, channel: str, without_mlflow: bool, 
 
     with runtime(settings) as made:
         current = roll_back(made, model, channel=check_channel(channel), run_id=wanted)
-    click.echo(f"{model} {channel} is now {current}")
+    click.echo(shown(f"{model} {channel} is now {current}"))

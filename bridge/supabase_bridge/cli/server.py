@@ -11,7 +11,7 @@ from supabase_bridge.cli.common import home_option, say_database, say_store
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import SettingsError
 from supabase_bridge.plugin_check import check_plugin
-from supabase_bridge.supervisor import Address, server_command, supervise, worker_command
+from supabase_bridge.supervisor import Address, server_command, server_environment, supervise, worker_command
 
 _OURS = {
     "--backend-store-uri": "SUPABASE_BRIDGE_DATABASE_URL",
@@ -50,5 +50,7 @@ def command(home: Path | None, host: str, port: int, more: tuple[str, ...]) -> N
     def ready() -> None:
         click.echo(f"server:   {address.url} (Ctrl-C stops it)", err=True)
 
-    server = server_command(settings, address, more)
-    raise SystemExit(supervise(server, worker_command(settings), address, on_ready=ready))
+    server, worker = server_command(address, more), worker_command(settings)
+    raise SystemExit(
+        supervise(server, worker, address, server_environment=server_environment(settings), on_ready=ready)
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from supabase_bridge.cli.common import home_option, json_option, print_json, say_store
+from supabase_bridge.cli.terminal import shown
 from supabase_bridge.config import Settings
 
 if TYPE_CHECKING:
@@ -67,4 +68,4 @@ def _text(item: ModelReport) -> str:
         lines.append(f"  v{one.version:<4} {one.stage:<10} {one.run_id or '-':<18} {status}{error}")
     if item.waiting or item.dead:
         lines.append(f"  outbox: {item.waiting} waiting, {item.dead} failed")
-    return "\n".join(lines)
+    return "\n".join(map(shown, lines))

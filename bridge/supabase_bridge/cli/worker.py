@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from supabase_bridge.cli.common import home_option, say_database, say_store, upload_bar
+from supabase_bridge.cli.terminal import shown
 from supabase_bridge.config import Settings
 
 if TYPE_CHECKING:
@@ -62,4 +63,4 @@ def handled_line(handled: Handled) -> str:
     about = f"{event.model} v{event.version}" if event.version else event.model
     change = event.kind.value if what is None else f"-> {what}"
     state = "waits" if handled.state.value == "pending" else handled.state.value
-    return f"#{event.id} {about} {change}: {state}: {handled.outcome}"
+    return shown(f"#{event.id} {about} {change}: {state}: {handled.outcome}")

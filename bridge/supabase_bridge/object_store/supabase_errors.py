@@ -52,9 +52,11 @@ class RefusalError(Exception):
         self.answer = answer
 
 
-FAILURES = (RefusalError, httpx.HTTPError, httpx.StreamError, StorageException, ValueError, KeyError, TypeError)
-"""What a call through httpx or storage3 raises; the last three where storage3 cannot read an answer that came with 200.
-"""
+FAILURES = (
+    *(RefusalError, httpx.HTTPError, httpx.StreamError, StorageException),
+    *(ValueError, KeyError, TypeError, AttributeError, RecursionError),
+)
+"""What a call through httpx or storage3 raises; the second line where it cannot read an answer that came with 200."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ def read_answer(response: httpx.Response, body: bytes, *, secret: str) -> Answer
     """Make sense of a refusal's head and (the beginning of) its body; `secret` is blotted out should it be quoted."""
     try:
         facts = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
         facts = {}

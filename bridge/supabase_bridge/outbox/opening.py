@@ -39,6 +39,10 @@ def _engine(url: str) -> Engine:
         sqlite = parsed.get_backend_name() == "sqlite"
         arguments = {"timeout": _BUSY_TIMEOUT_SECONDS} if sqlite else {}
         return sa.create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
         problem = f"no database URL that SQLAlchemy can use here ({type(error).__name__}: {error})"
         raise SettingsError("SUPABASE_BRIDGE_DATABASE_URL", problem) from error
+    except (ArgumentError, ValueError, TypeError) as error:
+        # Their words quote parts of the URL, of a password with an '@' in it for one; so no cause is kept either.
+        problem = f"no database URL that SQLAlchemy can use here ({type(error).__name__}); is its password encoded?"
+        raise SettingsError("SUPABASE_BRIDGE_DATABASE_URL", problem) from None

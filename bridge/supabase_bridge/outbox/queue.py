@@ -53,7 +53,7 @@ class Outbox:
             # SQLite would create a file that is not there.
             absent = url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file()
             if absent or not sa.inspect(self._engine).has_table("registered_models"):
-                raise NotAnMlflowDatabaseError(url.render_as_string(hide_password=True))
+                raise NotAnMlflowDatabaseError(url.set(query={}).render_as_string(hide_password=True))
             ensure_schema(self._engine)
 
     def registry_id(self) -> str:
