@@ -1,0 +1,27 @@
+"""Fixtures of the attacks: a registry with a worker, on every object store."""
+
+from __future__ import annotations
+
+from tests.registry_fixtures import (
+    directory_scene,
+    directory_settings,
+    empty_database,
+    make_scene,
+    scene,
+    settings,
+    simulator,
+    supabase_scene,
+    supabase_settings,
+)
+
+__all__ = [
+    "directory_scene",
+    "directory_settings",
+    "empty_database",
+    "make_scene",
+    "scene",
+    "settings",
+    "simulator",
+    "supabase_scene",
+    "supabase_settings",
+]
