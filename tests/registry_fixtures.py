@@ -6,6 +6,7 @@ A conftest.py takes the fixtures by importing them.
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -64,12 +65,17 @@ def tiny_onnx(scale: float = 1.0) -> bytes:
     return data
 
 
+def state_dict(scale: float = 1.0) -> bytes:
+    """A file that torch.load reads, with nothing in it to import."""
+    return pickle.dumps({"scale": scale}, protocol=2)
+
+
 def model_files(scale: float = 1.0) -> dict[str, bytes]:
     """What a training logs: a model directory as mlflow.onnx writes one, and a state_dict beside it."""
     return {
         "model/MLmodel": MLMODEL,
         "model/model.onnx": tiny_onnx(scale),
-        "two_tower_latest.pt": f"weights {scale}".encode(),
+        "two_tower_latest.pt": state_dict(scale),
     }
 
 

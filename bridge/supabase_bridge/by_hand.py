@@ -6,7 +6,8 @@ from datetime import datetime
 
 from supabase_bridge.activate import Switch, activate, verify_release
 from supabase_bridge.channel_log import ChannelLog
-from supabase_bridge.documents import Cause, Manifest
+from supabase_bridge.completion import verdict_of
+from supabase_bridge.documents import LIMIT_BYTES, Cause, Manifest, Metrics
 from supabase_bridge.errors import ChannelNotFoundError, NothingToRollBackToError, ReleaseDamagedError
 from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
 from supabase_bridge.object_store import ObjectStore
@@ -64,6 +65,19 @@ def sign_release(store: ObjectStore, keys: ReleaseKeys, *, seal: Seal) -> None:
     """
     release = verify_release(store, keys, read_all=True)
     place_signature(store, keys, release.files, seal)
+
+
+def failed_criteria(store: ObjectStore, keys: ReleaseKeys) -> str | None:
+    """By what a release failed its gate when it was made; None where it did not, or nothing is known.
+
+    Raises:
+        ObjectStoreError, InvalidDocumentError: its metrics.json cannot be read.
+    """
+    metrics = Metrics.parse(store.read(keys.metrics, limit_bytes=LIMIT_BYTES))
+    if metrics.threshold_passed is not False:
+        return None
+    verdict = verdict_of(metrics)
+    return "threshold_passed is false" if verdict is None else verdict.reason
 
 
 def release_before(store: ObjectStore, keys: ChannelKeys, *, seal: Seal = UNSEALED) -> RunId:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from supabase_bridge.config import Settings
-from supabase_bridge.outbox.events import Event, EventKind
+from supabase_bridge.outbox.events import Event, EventKind, NewEvent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,13 @@ class Triggers:
     stages: tuple[str, ...]
     aliases: tuple[str, ...]
 
-    def arrives(self, event: Event) -> bool:
+    def arrives(self, event: NewEvent) -> bool:
         """True where the event gives its version one of them."""
         if event.kind is EventKind.STAGE_CHANGED:
             return event.stage in self.stages
         return event.kind is EventKind.ALIAS_SET and event.alias in self.aliases
 
-    def leaves(self, event: Event) -> bool:
+    def leaves(self, event: NewEvent) -> bool:
         """True where the event takes one of them away from a version."""
         if event.kind in {EventKind.STAGE_CHANGED, EventKind.VERSION_DELETED}:
             return event.previous_stage in self.stages

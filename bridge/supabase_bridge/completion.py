@@ -6,14 +6,22 @@ Source: the release specification, section 2; metric names `recall_at_20` become
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from supabase_bridge.documents import RELEASE_NOTES_LIMIT, FileRecord, Metrics, ModelMeta, Origin, format_time
+from supabase_bridge.documents import (
+    RELEASE_NOTES_LIMIT,
+    CriterionRecord,
+    FileRecord,
+    Metrics,
+    ModelMeta,
+    Origin,
+    format_time,
+)
 from supabase_bridge.errors import InvalidDocumentError, InvalidRunIdError
+from supabase_bridge.gates import NO_GATE, Baseline, Finding, Gate, Verdict, judge, metric_name
 from supabase_bridge.layout import ReleaseKeys, RunId
 from supabase_bridge.markdown import listed, literal, plain_markdown
 
@@ -59,11 +67,6 @@ class TrainingFacts:
     description: str = ""
 
 
-def metric_name(name: str) -> str:
-    """A metric's name as documents have it: `recall_at_20` is `recall@20`."""
-    return re.sub(r"_at_([0-9]+)$", r"@\1", name)
-
-
 def trained_at(given_meta: Mapping[str, Any], facts: TrainingFacts) -> datetime:
     """When the model was trained, by the job's model_meta.json, else its param `trained_at`, else the run's end."""
     for text in (given_meta.get("trained_at"), facts.params.get("trained_at")):
@@ -91,10 +94,12 @@ def wanted_run_id(given_meta: Mapping[str, Any], facts: TrainingFacts) -> RunId:
 
 
 def complete_metrics(
-    given: Mapping[str, Any], facts: TrainingFacts, *, run_id: RunId, baseline: Metrics | None
+    given: Mapping[str, Any], facts: TrainingFacts, *, run_id: RunId, baseline: Metrics | None, gate: Gate = NO_GATE
 ) -> Metrics:
-    """metrics.json: the job's own, with the run's metrics, its time, data and notes where it says nothing, and the
-    differences to the release that is current now (`baseline`).
+    """metrics.json: the job's own, with the run's metrics, its time, data and notes where it says nothing, the
+    differences to the release that is current now (`baseline`), and what the gate says now.
+
+    `threshold_passed` stays the job's own where no criterion holds; `threshold_criteria` never is the job's.
 
     Raises:
         InvalidDocumentError: the job's own document breaks the schema.
@@ -105,13 +110,42 @@ def complete_metrics(
     value.setdefault("evaluated_at", format_time(facts.ended_at))
     _set_missing(value, "validation_set", facts.params.get("validation_set") or _dataset(facts, "validation", "eval"))
     _set_missing(value, "notes", facts.tags.get("mlflow.note.content"))
-    metrics = Metrics.from_object({**value, "run_id": str(run_id)})
+    value.pop("threshold_criteria", None)
+    metrics = _judged(Metrics.from_object({**value, "run_id": str(run_id)}), facts, baseline, gate)
     if baseline is None or metrics.baseline_diff is not None or baseline.run_id == metrics.run_id:
         return metrics
     shared = sorted(metrics.metrics.keys() & baseline.metrics.keys())
     exact = {name: round(metrics.metrics[name] - baseline.metrics[name], 12) for name in shared}
     difference = {name: number for name, number in exact.items() if math.isfinite(number)}
     return metrics.model_copy(update={"baseline_run_id": baseline.run_id, "baseline_diff": difference})
+
+
+def _judged(metrics: Metrics, facts: TrainingFacts, baseline: Metrics | None, gate: Gate) -> Metrics:
+    """With the gate's verdict, if it has one: on the document's metrics, and on the run's where that has none."""
+    if not gate.judges:
+        return metrics
+    # A release that is being mirrored again is not its own baseline.
+    before = None if baseline is None or baseline.run_id == metrics.run_id else baseline
+    current = None if before is None else Baseline(name=before.run_id, metrics=before.metrics)
+    stored = {metric_name(name): number for name, number in facts.metrics.items()}
+    verdict = judge(gate, {**stored, **metrics.metrics}, current)
+    records = [
+        CriterionRecord(criterion=found.criterion, value=found.value, passed=found.passed, finding=found.text)
+        for found in verdict.findings
+    ]
+    return metrics.model_copy(update={"threshold_passed": verdict.passed, "threshold_criteria": records})
+
+
+def verdict_of(metrics: Metrics) -> Verdict | None:
+    """What the gate said when a metrics.json was made; None where no criterion held."""
+    if metrics.threshold_criteria is None:
+        return None
+    return Verdict(
+        findings=tuple(
+            Finding(criterion=item.criterion, value=item.value, passed=item.passed, text=item.finding)
+            for item in metrics.threshold_criteria
+        )
+    )
 
 
 def complete_meta(

@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from supabase_bridge.errors import SettingsError
+from supabase_bridge.errors import InvalidGateError, SettingsError
+from supabase_bridge.gates import Gate, parse_gate
 from supabase_bridge.layout import check_channel
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
 
@@ -81,6 +82,11 @@ class Settings:
         trusted_keys: Files with public keys in PEM, or directories of such (*.pem), whose signatures are believed.
         require_signature: Whether an unsigned manifest is refused; None: it is where any key is trusted.
         max_age: How long ago a manifest may have been published to be believed; None: as long as it likes.
+        gates: From a registered model's name, or its tag `supabase.key`, to the criteria that its versions must meet.
+        gate_rollbacks: Whether a version that was current before is judged again when it is promoted again.
+        allowed_pickle_globals: What a PyTorch file may name besides a state_dict's own: `module.name` or `module.*`.
+        check_timeout: How long the checks of one version may take.
+        check_memory_bytes: How much memory they may take, besides four times the size of the files.
     """
 
     home: Path = Path("mlruns")
@@ -112,6 +118,11 @@ class Settings:
     trusted_keys: tuple[Path, ...] = ()
     require_signature: bool | None = None
     max_age: timedelta | None = None
+    gates: Mapping[str, Gate] = field(default_factory=lambda: MappingProxyType({}))
+    gate_rollbacks: bool = False
+    allowed_pickle_globals: tuple[str, ...] = ()
+    check_timeout: timedelta = timedelta(minutes=5)
+    check_memory_bytes: int = 4_000_000_000
 
     @classmethod
     def load(
@@ -142,6 +153,19 @@ class Settings:
         values.update({name: value for name, value in arguments.items() if value is not None})
         return _complete(cls(home=home, **values), reading=reading)
 
+    @classmethod
+    def for_registry(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """The settings in force for a process that reaches no object store, such as an MLflow server without the key.
+
+        Raises:
+            SettingsError: one is malformed.
+        """
+        environ = os.environ if environ is None else environ
+        home = Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns").absolute()
+        given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
+        values = _from_file(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
+        return _complete(cls(home=home, **{**values, "supabase_url": None}))
+
     @property
     def embedded(self) -> bool:
         """True where releases go to a directory, not to a Supabase project."""
@@ -151,6 +175,16 @@ class Settings:
     def registry_uri(self) -> str:
         """MLflow's --registry-store-uri: the database through our plugin."""
         return f"supabase+{self.database_url}"
+
+    @property
+    def main_channel(self) -> str:
+        """The channel that new releases are compared with, and that a gate stands before unless it says otherwise."""
+        return self.stages.get("Production", "latest")
+
+    def gate_of(self, model: str, model_key: str | None) -> Gate | None:
+        """The gate of a model: by its name, else by its folder, which a rename in MLflow leaves as it is."""
+        found = self.gates.get(model)
+        return found if found is not None or model_key is None else self.gates.get(model_key)
 
     def bucket_of(self, workspace: str) -> str | None:
         """The bucket of a workspace's releases; None for a workspace that has none of its own."""
@@ -185,6 +219,10 @@ def _complete(settings: Settings, *, reading: bool) -> Settings:
         check_channel(channel)
     for channel in settings.aliases.values():
         check_channel(channel)
+    channels = {*settings.stages.values(), *settings.aliases.values()}
+    for model, gate in settings.gates.items():
+        if unmoved := sorted(set(gate.channels or ()) - channels):
+            raise SettingsError(f"[gates.{model}] channels", f"no stage and no alias moves {unmoved[0]!r}")
     shared = [*settings.workspaces.values(), settings.bucket]
     if len(set(shared)) < len(shared):
         raise SettingsError("[workspaces]", "two workspaces share a bucket; each needs one of its own")
@@ -283,9 +321,18 @@ def _user_cache(environ: Mapping[str, str]) -> Path | None:
     return home / ".cache" / "supabase-bridge" if home.is_absolute() else None
 
 
-_SECONDS = ("poll_interval", "lease", "retry_cap", "give_up_after", "run_grace", "request_timeout", "max_age")
+_SECONDS = (
+    "poll_interval",
+    "lease",
+    "retry_cap",
+    "give_up_after",
+    "run_grace",
+    "request_timeout",
+    "max_age",
+    "check_timeout",
+)
 _TEXTS = ("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri")
-_LISTS = ("artifact_buckets", "allowed_sources")
+_LISTS = ("artifact_buckets", "allowed_sources", "allowed_pickle_globals")
 _PATHS = ("cache_dir", "signing_key_file")
 _PATH_LISTS = ("trusted_keys",)
 _SECRETS = {
@@ -293,7 +340,8 @@ _SECRETS = {
     "anon_key": "SUPABASE_ANON_KEY",
     "signing_key": "SUPABASE_BRIDGE_SIGNING_KEY",
 }
-_SIZES = ("cache_limit_bytes", "resumable_threshold_bytes")
+_SIZES = ("cache_limit_bytes", "resumable_threshold_bytes", "check_memory_bytes")
+_SWITCHES = ("gate_rollbacks", "require_signature")
 
 
 def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
@@ -318,6 +366,10 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
             values.update({part: _text_table(path, f"channels.{part}", value[part]) for part in value})
         elif name == "workspaces":
             values[name] = _text_table(path, name, value)
+        elif name == "gates":
+            values[name] = _gates(path, value)
+        elif name in _SWITCHES and isinstance(value, bool):
+            values[name] = value
         elif name in _SECONDS and _is_span(value):
             values[name] = timedelta(seconds=value)
         elif name in _TEXTS and isinstance(value, str) and value:
@@ -329,9 +381,7 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
         elif name in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[name] = tuple(value)
         elif name in _PATH_LISTS and isinstance(value, list) and all(isinstance(item, str) and item for item in value):
-            values[name] = tuple(Path(item).expanduser().absolute() for item in value)
-        elif name == "require_signature" and isinstance(value, bool):
-            values[name] = value
+            values[name] = tuple(_expanded(path, name, item) for item in value)
         else:
             raise SettingsError(f"{path}: {name}", _complaint(name))
     return values
@@ -358,6 +408,18 @@ def _text_table(path: Path, name: str, value: object) -> Mapping[str, str]:
     return MappingProxyType(dict(value))
 
 
+def _gates(path: Path, value: object) -> Mapping[str, Gate]:
+    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
+        raise SettingsError(f"{path}: [gates]", "expected a table for each model: [gates.two_tower]")
+    found: dict[str, Gate] = {}
+    for model, table in value.items():
+        try:
+            found[model] = parse_gate(table)
+        except InvalidGateError as error:
+            raise SettingsError(f"{path}: [gates.{model}]", str(error)) from error
+    return MappingProxyType(found)
+
+
 def _complaint(name: str) -> str:
     if name in _SECRETS:
         return f"a secret does not belong in a file; set {_SECRETS[name]} in the environment"
@@ -366,8 +428,8 @@ def _complaint(name: str) -> str:
         return f"no such setting; there are {', '.join(sorted(known | {'channels'}))}"
     if name in _SECONDS:
         return "expected a number of seconds, 0.001 at least and 1e9 at most"
+    if name in _SWITCHES:
+        return "expected true or false"
     if name in _SIZES:
         return "expected a whole number of bytes, 0 at least"
-    if name == "require_signature":
-        return "expected true or false"
     return "expected a list of texts" if name in _LISTS + _PATH_LISTS else "expected a text"

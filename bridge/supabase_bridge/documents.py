@@ -200,6 +200,20 @@ class ModelMeta(Document):
     mlflow: Origin | None = None
 
 
+class CriterionRecord(Document):
+    """One criterion of the gate, and what it came to when the release was made.
+
+    Attributes:
+        value: The metric; None where it is missing or not finite.
+        finding: The same in words: `recall@20 0.610 < 0.65`.
+    """
+
+    criterion: str
+    value: Number | None = None
+    passed: bool
+    finding: str
+
+
 class Metrics(Document):
     """metrics.json: what the evaluation found."""
 
@@ -213,6 +227,7 @@ class Metrics(Document):
     baseline_run_id: str | None = None
     baseline_diff: dict[str, Number] | None = None
     threshold_passed: bool | None = None
+    threshold_criteria: list[CriterionRecord] | None = None
 
 
 class ReleasePointer(Document):

@@ -1,4 +1,4 @@
-"""A release before it is uploaded: a version's files chosen, fetched, joined and checked, its documents read."""
+"""A release before it is uploaded: a version's files chosen, fetched and joined, its documents read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Draft:
     """The parts of a release as local files and parsed documents.
 
     Attributes:
-        onnx: The ONNX model, one file that was checked.
+        onnx: One ONNX file, not checked yet.
         tensors: What it takes and gives.
         state_dict: The PyTorch state_dict; None where the training logged none.
         meta: The job's own model_meta.json; empty where it wrote none.
@@ -83,22 +83,15 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
 
 
 def _onnx(selection: Selection, flavors: Mapping[str, Any], directory: Path) -> tuple[ModelFile, Tensors]:
-    """The version's ONNX model as one checked file, and what it takes and gives."""
+    """The version's ONNX model as one file, and what it takes and gives."""
     chosen = selection.onnx(flavors)
-    taken = chosen.take(_own(directory, "onnx"))
-    if taken.path is None:
-        with taken.open() as file:
-            outline = onnx_file.outline(file, taken.record.size_bytes, _own(directory, "outline"))
-        if not outline.external_files:
-            onnx_file.check(outline.path)
-            return taken, onnx_file.tensors(outline.path)
-        taken = chosen.take(_own(directory, "onnx"), whole=True)
+    # It is tried out before it is released, and that takes all of it, wherever it lies.
+    taken = chosen.take(_own(directory, "onnx"), whole=True)
     beside = onnx_file.external_files(taken.local)
     if beside:
         whole = _own(directory, "joined") / chosen.name
         onnx_file.join(_gather(selection, chosen, taken.local, beside, _own(directory, "parts")), whole)
         taken = ModelFile(record=file_record(whole), path=whole)
-    onnx_file.check(taken.local)
     return taken, onnx_file.tensors(taken.local)
 
 

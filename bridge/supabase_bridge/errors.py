@@ -25,9 +25,11 @@ class BridgeError(Exception):
         retryable: True where the same call may succeed later with nothing changed by hand on our side (the network, the
             server, a key that is being rotated). The worker backs off and tries again; everything else is given up at
             once, with its reason.
+        rejects: True where the version itself is at fault: its files did not pass a check.
     """
 
     retryable: ClassVar[bool] = False
+    rejects: ClassVar[bool] = False
 
     def __init__(self, message: str) -> None:
         # It goes to logs, to terminals and into tags that everybody sees; what MLflow or a driver says of a failure
@@ -45,6 +47,15 @@ class SettingsError(BridgeError):
         super().__init__(f"{setting}: {problem}")
         self.setting = setting
         self.problem = problem
+
+
+class InvalidGateError(BridgeError):
+    """A release criterion, or a gate's mode, is malformed."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(f"{text[:80]!r}: {reason}")
+        self.text = text
+        self.reason = reason
 
 
 # --- names and documents ----------------------------------------------------------------------------------------------
@@ -319,6 +330,8 @@ class ModelFileAmbiguousError(BridgeError):
 class InvalidModelFileError(BridgeError):
     """An ONNX file is corrupt or breaks the ONNX specification."""
 
+    rejects = True
+
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} is not a valid ONNX model: {reason}")
         self.name = name
@@ -492,6 +505,38 @@ class SigningExtraMissingError(BridgeError):
             "keys are configured, and model signatures need the library model-signing: "
             "pip install 'mlflow-supabase-bridge[signing]'"
         )
+
+
+class ModelCheckError(BridgeError):
+    """A model's files are well-formed, but do not do what a release must."""
+
+    rejects = True
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} did not pass the checks: {problem}")
+        self.name = name
+        self.problem = problem
+
+
+class UnsafePickleError(BridgeError):
+    """Loading a PyTorch file could run code, or nobody can tell whether it would."""
+
+    rejects = True
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} is not a safe PyTorch file: {problem}")
+        self.name = name
+        self.problem = problem
+
+
+class CheckInterruptedError(BridgeError):
+    """The process that checks a model's files was stopped from outside; nothing is known about the files."""
+
+    retryable = True
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the check of {name} was stopped before its end")
+        self.name = name
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 from supabase_bridge import mlflow_model
 from supabase_bridge.activate import VerifiedRelease, verify_release
 from supabase_bridge.channel_log import ChannelLog
+from supabase_bridge.checks import Checks
 from supabase_bridge.completion import (
     RUN_ID_TAG,
     TrainingFacts,
@@ -23,6 +24,7 @@ from supabase_bridge.completion import (
     complete_metrics,
     draft_summary,
     release_notes,
+    verdict_of,
     wanted_run_id,
 )
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord, Metrics, ModelMeta, Origin
@@ -35,6 +37,7 @@ from supabase_bridge.errors import (
     ReleaseDamagedError,
     ReleaseNotFoundError,
 )
+from supabase_bridge.gates import NO_GATE, Gate, Verdict
 from supabase_bridge.identity import release_run_id
 from supabase_bridge.layout import (
     META_NAME,
@@ -59,10 +62,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Mirrored:
-    """A complete release of a version, just verified; `uploaded` is False where it was complete already."""
+    """A complete release of a version, just verified.
+
+    Attributes:
+        uploaded: False where it was complete already.
+        verdict: What the gate says of the version, where it was uploaded and has to meet criteria.
+    """
 
     release: VerifiedRelease
     uploaded: bool
+    verdict: Verdict | None = None
 
 
 class Mirror:
@@ -71,6 +80,8 @@ class Mirror:
     Args:
         baseline_channel: Metrics are compared with the release that is current there.
         seal: What releases are signed with, and whose signatures are believed; by default signatures are off.
+        gate: What metrics.json says of the version's metrics is said by it.
+        checks: What the model's files go through before any is uploaded.
     """
 
     def __init__(
@@ -80,6 +91,8 @@ class Mirror:
         store: ObjectStore,
         *,
         baseline_channel: str,
+        checks: Checks,
+        gate: Gate = NO_GATE,
         seal: Seal = UNSEALED,
     ) -> None:
         self._registry = registry
@@ -87,6 +100,8 @@ class Mirror:
         self._store = store
         self._baseline_channel = baseline_channel
         self._seal = seal
+        self._gate = gate
+        self._checks = checks
 
     def run(
         self,
@@ -107,8 +122,10 @@ class Mirror:
             announce: Called once with the number of bytes to move, where any are; returns what is called as they move.
 
         Raises:
-            ModelFileMissingError, ModelFileAmbiguousError, InvalidModelFileError, InvalidDocumentError: the version
-                cannot be a release; nothing was uploaded.
+            ModelFileMissingError, ModelFileAmbiguousError, InvalidDocumentError: the version cannot be a release;
+                nothing was uploaded.
+            InvalidModelFileError, ModelCheckError, UnsafePickleError, CheckInterruptedError: see `Checks.run`; nothing
+                was uploaded.
             ReleaseConflictError: other content lies under the release's keys.
             InvalidRunIdError: see `identity.release_run_id`.
             SourceNotAllowedError: see `Sources.of`.
@@ -126,11 +143,11 @@ class Mirror:
             run_id = release_run_id(self._registry, version, wanted_run_id(draft.meta, source.facts))
             keys = ReleaseKeys(model_key=model_key, run_id=run_id)
             progress = None if announce is None else announce(draft.size_bytes)
-            self._upload(draft, keys, source.facts, _origin(version), progress)
+            verdict = self._upload(draft, keys, source.facts, _origin(version), progress)
         release = verify_release(self._store, keys, seal=self._seal)
         facts = {"model": version.model, "version": version.version, "run_id": str(run_id)}
         logger.info("a version was mirrored", extra=facts)
-        return Mirrored(release=release, uploaded=True)
+        return Mirrored(release=release, uploaded=True, verdict=verdict)
 
     def _complete(self, keys: ReleaseKeys, version: RegisteredVersion) -> VerifiedRelease | None:
         """The version's release if it is complete and whole."""
@@ -145,14 +162,17 @@ class Mirror:
 
     def _upload(
         self, draft: Draft, keys: ReleaseKeys, facts: TrainingFacts, origin: Origin, progress: Progress | None
-    ) -> None:
-        """Place every file, each verified by the store, and the commit record last."""
+    ) -> Verdict | None:
+        """Check the files, place each, verified by the store, the commit record last; returns the gate's verdict."""
         self._seal.require_signer(keys.meta)
-        drafted = complete_metrics(draft.metrics, facts, run_id=keys.run_id, baseline=self._baseline(keys))
+        baseline = self._baseline(keys)
+        drafted = complete_metrics(draft.metrics, facts, run_id=keys.run_id, baseline=baseline, gate=self._gate)
         notes = release_notes(drafted, facts)
         # The documents' own errors come before any byte is uploaded.
-        complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes).to_bytes()
+        planned = complete_meta(draft.meta, facts, keys=keys, origin=origin, files={}, release_notes=notes)
+        planned.to_bytes()
         drafted.to_bytes()
+        self._checks.run(draft.onnx, draft.state_dict, planned)
         summary = draft_summary(keys.model_key, drafted, facts).encode()
         model = mlflow_model.model_files(draft.mlmodel, draft.environment, draft.tensors, keys=keys, facts=facts)
         leftovers = self._leftovers(keys)
@@ -179,6 +199,7 @@ class Mirror:
             same=lambda found: ModelMeta.parse(found).files == meta.files,
             leftovers=Leftovers.KEPT if self._seal.signer is None else Leftovers.REFUSED,
         )
+        return verdict_of(drafted)
 
     def _leftovers(self, keys: ReleaseKeys) -> Leftovers:
         """What is signed is what this attempt made; a release that is complete is never written over."""

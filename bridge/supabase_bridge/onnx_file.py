@@ -1,4 +1,4 @@
-"""A version's ONNX model as one checked file: weights that lie beside it are joined in, bytes otherwise unchanged."""
+"""A version's ONNX model as one file: weights that lie beside it are joined in, bytes otherwise unchanged."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ class Tensor:
     Attributes:
         dtype: The type of its elements; None where numpy has none, or it is no tensor.
         shape: -1 for what is not fixed.
+        names: What the graph calls each dimension that is not fixed, or "".
     """
 
     name: str
     dtype: np.dtype[Any] | None
     shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,18 @@ def tensors(path: Path) -> Tensors:
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     return Tensors(inputs=_described(inputs), outputs=_described(graph.output))
+
+
+def versions(path: Path) -> tuple[int, int | None]:
+    """The version of the format (IR) that the ONNX model at `path` has, and that of its operators (opset).
+
+    The second is None where it uses none of ONNX's own operators.
+
+    Raises:
+        InvalidModelFileError: it is no ONNX model.
+    """
+    model = _load(path)
+    return model.ir_version, max((entry.version for entry in model.opset_import if entry.domain == ""), default=None)
 
 
 def external_files(path: Path) -> tuple[str, ...]:
@@ -148,6 +162,7 @@ def _described(values: Sequence[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:
             shape=tuple(
                 size.dim_value if size.HasField("dim_value") else -1 for size in value.type.tensor_type.shape.dim
             ),
+            names=tuple(size.dim_param for size in value.type.tensor_type.shape.dim),
         )
         for value in values
     )

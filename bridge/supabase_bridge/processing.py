@@ -11,12 +11,14 @@ from supabase_bridge import status_tags
 from supabase_bridge.activate import Switch, switch
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.channels import Triggers, channel_triggers, winning_arrival
+from supabase_bridge.checks import Checks
 from supabase_bridge.config import Settings
 from supabase_bridge.documents import Cause, Manifest
 from supabase_bridge.errors import VersionNotFoundError, WorkspaceNotMappedError
-from supabase_bridge.identity import model_key
+from supabase_bridge.gates import with_tags
+from supabase_bridge.identity import MODEL_KEY_TAG, model_key
 from supabase_bridge.layout import ChannelKeys
-from supabase_bridge.mirror import Mirror
+from supabase_bridge.mirror import Mirror, Mirrored
 from supabase_bridge.object_store import ObjectStore, Progress
 from supabase_bridge.outbox.events import Event, EventKind, EventState
 from supabase_bridge.outbox.queue import Outbox
@@ -88,27 +90,27 @@ class Processor:
             return Finished(state=EventState.DONE, outcome="releases stay where they are")
         if event.kind is EventKind.VERSION_CREATED:
             return self._mirror_new(event, now)
-        outcomes = [
-            self._switch(event, triggers, still_held)
-            for triggers in channel_triggers(self._settings)
-            if triggers.arrives(event) or triggers.leaves(event)
-        ]
-        if not outcomes:
+        concerned = [item for item in channel_triggers(self._settings) if item.arrives(event) or item.leaves(event)]
+        if not concerned:
             return Finished(state=EventState.DONE, outcome="no channel follows this change")
-        done = any(outcome.state is EventState.DONE for outcome in outcomes)
+        outcomes = [self._switch(event, triggers, still_held) for triggers in concerned]
+        # An arrival that is done says that its version was current: a gate lets such a version back.
+        arrived = [outcome for triggers, outcome in zip(concerned, outcomes, strict=True) if triggers.arrives(event)]
+        done = any(outcome.state is EventState.DONE for outcome in arrived or outcomes)
         state = EventState.DONE if done else EventState.SUPERSEDED
         return Finished(state=state, outcome="; ".join(outcome.outcome for outcome in outcomes))
 
-    def report_failure(self, event: Event, reason: str, *, retrying: bool) -> None:
+    def report_failure(self, event: Event, reason: str, *, retrying: bool, rejected: bool = False) -> None:
         """Show on the version that something went wrong; a version that is gone shows nothing."""
         version = self._version(event)
         if version is not None:
-            self._registry.set_tags(version, status_tags.failed(version.tags, reason, retrying=retrying))
+            tags = status_tags.failed(version.tags, reason, retrying=retrying, rejected=rejected)
+            self._registry.set_tags(version, tags)
 
     def mirror(self, version: RegisteredVersion) -> str:
         """Make the release of a version complete, tag it, and return its run_id."""
         mirrored = self._mirror(version).run(version, model_key=self._key(version), announce=self._announce)
-        self._tag(version, status_tags.mirrored)
+        self._show_mirrored(version, mirrored)
         return str(mirrored.release.keys.run_id)
 
     def _mirror_new(self, event: Event, now: datetime) -> Finished | Waiting:
@@ -120,8 +122,16 @@ class Processor:
         if source.running and now < event.created_at + self._settings.run_grace:
             return Waiting(until=now + _RUN_POLL, reason=f"run {version.run_id} has not ended yet")
         mirrored = mirror.run(version, model_key=self._key(version), source=source, announce=self._announce)
-        self._tag(version, status_tags.mirrored)
+        self._show_mirrored(version, mirrored)
         return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.release.keys.run_id}")
+
+    def _show_mirrored(self, version: RegisteredVersion, mirrored: Mirrored) -> None:
+        said = mirrored.verdict
+
+        def change(tags: dict[str, str]) -> Tags:
+            return {**status_tags.mirrored(tags), **(status_tags.mirrored_verdict(tags, str(said)) if said else {})}
+
+        self._tag(version, change)
 
     def _switch(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Bring one channel to the version that should be current, if this event is the one to do it."""
@@ -158,6 +168,9 @@ class Processor:
             published_at=(event.started_at or event.created_at).replace(microsecond=0),
         )
         self._show(switched, version)
+        if (failing := status_tags.let_through(version.tags)) is not None:
+            facts = {"model": version.model, "version": version.version, "verdict": failing}
+            logger.warning("a version that fails its gate became current", extra=facts)
         done = f"{triggers.channel} is {switched.entry.current.run_id} (entry {switched.entry.sequence})"
         return Finished(state=EventState.DONE, outcome=done)
 
@@ -220,9 +233,16 @@ class Processor:
         self._registry.set_tags(now, tags(dict(now.tags)))
 
     def _mirror(self, version: RegisteredVersion) -> Mirror:
-        channel = self._settings.stages.get("Production", "latest")
-        store = self._store(version.workspace)
-        return Mirror(self._registry, self._sources, store, baseline_channel=channel, seal=self._seal)
+        tags = self._registry.model_tags(version.model, version.workspace)
+        return Mirror(
+            self._registry,
+            self._sources,
+            self._store(version.workspace),
+            baseline_channel=self._settings.main_channel,
+            checks=Checks.of(self._settings),
+            gate=with_tags(self._settings.gate_of(version.model, tags.get(MODEL_KEY_TAG)), tags),
+            seal=self._seal,
+        )
 
     def _key(self, version: RegisteredVersion) -> str:
         return model_key(self._registry, version.model, version.workspace)

@@ -13,6 +13,8 @@ Tags: TypeAlias = Mapping[str, str | None]
 STATUS_TAG = "supabase.status"
 ERROR_TAG = "supabase.error"
 NOTE_TAG = "supabase.note"
+VERDICT_TAG = "supabase.verdict"
+"""What a gate said; `supabase.gate` is the registered model's tag that steers one."""
 _CHANNEL_TAG = "supabase.channel."
 _CURRENT = "current since "
 
@@ -25,6 +27,7 @@ class Status(str, Enum):
     SUPERSEDED = "superseded"
     RETRYING = "retrying"
     FAILED = "failed"
+    REJECTED = "rejected"
 
 
 def mirrored(tags: Mapping[str, str]) -> Tags:
@@ -32,6 +35,11 @@ def mirrored(tags: Mapping[str, str]) -> Tags:
     keeps = tags.get(STATUS_TAG) in {Status.ACTIVE.value, Status.SUPERSEDED.value}
     status = tags.get(STATUS_TAG) if keeps else Status.MIRRORED.value
     return {STATUS_TAG: status, ERROR_TAG: None, NOTE_TAG: None}
+
+
+def promotion_verdict(target: str, said: str) -> tuple[str, str]:
+    """The tag that says what the gate said when a version was promoted."""
+    return VERDICT_TAG, f"{target}: {said}"
 
 
 def activated(entry: Manifest) -> Tags:
@@ -50,9 +58,24 @@ def superseded(tags: Mapping[str, str], entry: Manifest) -> Tags:
     return {STATUS_TAG: status.value, own: f"superseded by {entry.current.run_id}"}
 
 
-def failed(tags: Mapping[str, str], reason: str, *, retrying: bool) -> Tags:
-    """Something went wrong; a release that is current stays active, and the error says what did not happen."""
-    status = Status.RETRYING if retrying else Status.FAILED
+def mirrored_verdict(tags: Mapping[str, str], said: str) -> Tags:
+    """What the gate says of a version that was just mirrored; what it said of a promotion counts for more."""
+    return {} if VERDICT_TAG in tags else {VERDICT_TAG: said}
+
+
+def let_through(tags: Mapping[str, str]) -> str | None:
+    """What a version failed by and was promoted all the same, where the gate only warns."""
+    said = tags.get(VERDICT_TAG, "")
+    return said if ": failed: " in said else None
+
+
+def failed(tags: Mapping[str, str], reason: str, *, retrying: bool, rejected: bool = False) -> Tags:
+    """Something went wrong; a release that is current stays active, and the error says what did not happen.
+
+    Args:
+        rejected: The version's own files are at fault.
+    """
+    status = Status.RETRYING if retrying else Status.REJECTED if rejected else Status.FAILED
     active = tags.get(STATUS_TAG) == Status.ACTIVE.value
     return {STATUS_TAG: Status.ACTIVE.value if active else status.value, ERROR_TAG: reason}
 

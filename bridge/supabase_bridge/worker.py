@@ -115,7 +115,7 @@ class Worker:
         except (VersionNotFoundError, ModelNotFoundError) as error:
             result = Finished(state=EventState.SUPERSEDED, outcome=str(error))
         except BridgeError as error:
-            return self._failed(event, str(error), retryable=error.retryable)
+            return self._failed(event, str(error), retryable=error.retryable, rejected=error.rejects)
         except Exception as error:
             logger.exception("an event failed unexpectedly", extra={"event": event.id})
             return self._failed(event, f"{type(error).__name__}: {error}", retryable=True)
@@ -125,12 +125,12 @@ class Worker:
         self._outbox.finish(event, self._name, result.state, result.outcome, now=self._clock())
         return Handled(event=event, state=result.state, outcome=result.outcome)
 
-    def _failed(self, event: Event, reason: str, *, retryable: bool) -> Handled:
+    def _failed(self, event: Event, reason: str, *, retryable: bool, rejected: bool = False) -> Handled:
         """Say so on the version, then give the event back for later, or up for good."""
         now = self._clock()
         retrying = retryable and now - (event.started_at or now) < self._settings.give_up_after
         try:
-            self._processor.report_failure(event, reason, retrying=retrying)
+            self._processor.report_failure(event, reason, retrying=retrying, rejected=rejected)
         except BridgeError as error:
             logger.warning("the failure could not be shown in MLflow", extra={"reason": str(error)})
         if retrying:

@@ -1,5 +1,7 @@
 """Capture: every change of the registry becomes an event of the outbox, in the transaction that makes the change.
 
+A gate, where one stands, is asked about each event before it is recorded; its refusal takes the whole change back.
+
 SQLAlchemy's mapper events are the only place that sees every change and its transaction: MLflow's methods open their
 own sessions, and archive siblings and drop aliases on the way. What they do not see is SQL past the ORM; a reconcile
 pass catches that.
@@ -30,18 +32,23 @@ from mlflow.store.model_registry.dbmodels.models import (
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import object_session
 
+from mlflow_supabase.gate import TransitionGate
+from mlflow_supabase.gate_facts import Holding
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, EventKind, NewEvent
 from supabase_bridge.outbox.schema import append, rename_model, retire_model
 
 _LOCK = threading.Lock()
 _DATABASES: WeakKeyDictionary[Engine, Hashable] = WeakKeyDictionary()
 """What `_database_of` said when it first saw an engine: a later chdir must not make another file of a relative path."""
-_WATCHED: set[Hashable] = set()
+_WATCHED: dict[Hashable, TransitionGate] = {}
+"""The databases whose changes are recorded, each with the gate that stands before its promotions."""
+_LEFT = "supabase_left"
+"""Where a session keeps what its versions have held until this transaction."""
 _ASKED_FOR: ContextVar[int | str | None] = ContextVar("supabase_transition_asked_for", default=None)
 
 
-def watch(engine: Engine) -> None:
-    """Record from now on what changes in this engine's database; its outbox must exist.
+def watch(engine: Engine, gate: TransitionGate) -> None:
+    """Record from now on what changes in this engine's database, and ask the gate; its outbox must exist.
 
     The database counts, not the engine: a change that another store of this process makes in the same database is
     captured too (MLflow 3 has both share one engine anyway). Other databases are left alone. Idempotent.
@@ -50,7 +57,7 @@ def watch(engine: Engine) -> None:
         for row_class, moment, listener in _LISTENERS:
             if not sa.event.contains(row_class, moment, listener):
                 sa.event.listen(row_class, moment, listener)
-        _WATCHED.add(_database_of(engine))
+        _WATCHED[_database_of(engine)] = gate
 
 
 @contextmanager
@@ -107,6 +114,8 @@ def _version_updated(_mapper: object, connection: Connection, row: Any) -> None:
         _ASKED_FOR.set(None)
     elif stage == previous:
         return
+    if stage != previous:
+        _left(row).add(Holding(model=row.name, version=row.version, stage=previous))
     if stage == STAGE_DELETED_INTERNAL:
         _record(connection, row, EventKind.VERSION_DELETED, version=row.version, previous_stage=previous)
     else:
@@ -126,6 +135,8 @@ def _alias_updated(_mapper: object, connection: Connection, row: Any) -> None:
     if _is_watched(connection):
         previous = _before(row, "version")
         version = int(row.version)  # MLflow 2.22 assigns REST's text
+        if previous is not None and int(previous) != version:
+            _left(row).add(Holding(model=row.name, version=int(previous), alias=row.alias))
         _record(connection, row, EventKind.ALIAS_SET, alias=row.alias, version=version, previous_version=previous)
 
 
@@ -180,11 +191,23 @@ if "workspace" in _TAGS.c:
     _TAG_OF_MODEL = _TAG_OF_MODEL.where(_TAGS.c.workspace == sa.bindparam("workspace"))
 
 
+def _left(row: Any) -> set[Holding]:
+    """What versions held before the row's transaction took it away, as far as it is flushed."""
+    session = object_session(row)
+    left: set[Holding] = set() if session is None else session.info.setdefault(_LEFT, set())
+    return left
+
+
 def _record(connection: Connection, row: Any, kind: EventKind, **facts: Any) -> None:
-    """Append an event about `row`'s model, unless it is a prompt."""
+    """Append an event about `row`'s model, unless it is a prompt.
+
+    Raises:
+        MlflowException: the gate refuses it.
+    """
     event = NewEvent(kind=kind, workspace=_workspace(row), model=row.name, **facts)
     parameters = {"model": event.model, "workspace": event.workspace}
     if not any(_says_prompt(tag.key, tag.value) for tag in connection.execute(_TAG_OF_MODEL, parameters)):
+        _WATCHED[_database_of(connection.engine)].check(connection, event, left=_left(row))
         append(connection, event)
 
 

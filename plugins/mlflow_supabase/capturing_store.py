@@ -1,4 +1,4 @@
-"""MLflow's database store of the model registry, made to capture every change."""
+"""MLflow's database store of the model registry, made to capture every change and to refuse what a gate refuses."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from mlflow import environment_variables
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
 from mlflow_supabase import capture
+from mlflow_supabase.gate import TransitionGate
+from supabase_bridge.config import Settings
 from supabase_bridge.outbox.schema import ensure_schema
 
 
 class CapturingStore(SqlAlchemyStore):
-    """MLflow's store; what it changes is recorded in the outbox of the same database, in the same transaction."""
+    """MLflow's store; what it changes is judged and recorded in the same database, in the same transaction."""
 
     def __init__(self, db_uri: str) -> None:
         super().__init__(db_uri)  # type: ignore[no-untyped-call]  # MLflow does not annotate it
         ensure_schema(self.engine)
-        capture.watch(self.engine)
+        capture.watch(self.engine, TransitionGate(Settings.for_registry))
 
     def transition_model_version_stage(
         self, name: str, version: int | str, stage: str, archive_existing_versions: bool

@@ -19,6 +19,8 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
 from mlflow_supabase import capture
+from mlflow_supabase.gate import TransitionGate
+from supabase_bridge.config import Settings
 from supabase_bridge.outbox.events import EventKind
 from supabase_bridge.outbox.schema import ensure_schema
 from tests.compatibility.registries import MODEL, REGISTRY_TABLES, SOURCE, Registry, event, recorded
@@ -76,7 +78,7 @@ def test_a_relative_path_and_an_absolute_one_are_the_same_database_wherever_the_
 ) -> None:
     monkeypatch.chdir(tmp_path)
     relative = _database("sqlite:///mlflow.db")
-    capture.watch(relative)
+    capture.watch(relative, TransitionGate(Settings.for_registry))
     absolute = sa.create_engine(f"sqlite:///{tmp_path / 'mlflow.db'}")
     _delete_a_model(absolute)
     monkeypatch.chdir("/")
@@ -88,7 +90,7 @@ def test_a_relative_path_and_an_absolute_one_are_the_same_database_wherever_the_
 
 def test_two_databases_in_memory_are_not_the_same() -> None:
     ours, another = _database("sqlite://"), _database("sqlite://")
-    capture.watch(ours)
+    capture.watch(ours, TransitionGate(Settings.for_registry))
     _delete_a_model(another)
     _delete_a_model(ours)
     assert recorded(another) == []
@@ -99,7 +101,7 @@ def test_two_databases_in_memory_are_not_the_same() -> None:
 
 def test_a_rename_that_reaches_loaded_aliases_is_still_one_event() -> None:
     engine = _database("sqlite://")
-    capture.watch(engine)
+    capture.watch(engine, TransitionGate(Settings.for_registry))
     with Session(engine) as session:
         session.execute(sa.text("PRAGMA foreign_keys = ON"))
         model: Any = SqlRegisteredModel(name=MODEL)
@@ -118,7 +120,7 @@ def test_a_rename_that_reaches_loaded_aliases_is_still_one_event() -> None:
 
 def test_a_transition_that_takes_several_flushes_is_recorded_once() -> None:
     engine = _database("sqlite://")
-    capture.watch(engine)
+    capture.watch(engine, TransitionGate(Settings.for_registry))
     with Session(engine) as session, capture.transition_asked_for(1):
         version: Any = SqlModelVersion(name=MODEL, version=1, current_stage="Production")
         session.add_all([SqlRegisteredModel(name=MODEL), version])
@@ -192,7 +194,7 @@ if HAS_WORKSPACES:
 
     def test_deleting_a_model_swallows_only_its_own_aliases_in_the_same_transaction() -> None:
         engine = _database("sqlite://")
-        capture.watch(engine)
+        capture.watch(engine, TransitionGate(Settings.for_registry))
         with Session(engine) as session:
             models = [SqlRegisteredModel(workspace=name, name=MODEL) for name in ("team-a", "team-b")]
             aliases = [

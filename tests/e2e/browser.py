@@ -90,6 +90,11 @@ class RegistryPages:
         confirm.click()
         return clicked
 
+    def expect_notice(self, text: str) -> None:
+        """Wait until the page says something in a notice over the page."""
+        notice = self._page.locator("[class*=notification-notice]").filter(has_text=text)
+        expect(notice.first).to_be_visible(timeout=_LIMIT_MS)
+
     def expect_stage(self, stage: str) -> None:
         """Wait until the page says that the version is in this stage."""
         expect(self._stage).to_have_text(stage, timeout=_LIMIT_MS)

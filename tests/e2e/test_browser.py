@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser
 
+from supabase_bridge.config import FILE_NAME
 from tests.e2e.browser import RegistryPages, chromium, registry_pages
 from tests.e2e.served import BUCKET, Served, serve, until
 from tests.simulators.storage import StorageSimulator
@@ -22,9 +23,15 @@ LIMIT_SECONDS = 2.0
 NOT_OURS = "/ajax-api/2.0/mlflow/users/current"
 
 
+GATED = "two_tower_gated"
+GATE = f'[gates.{GATED}]\ncriteria = ["recall@20 >= 1.5"]\n'
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with StorageSimulator() as simulator, serve(tmp_path_factory.mktemp("served"), simulator) as running:
+    home = tmp_path_factory.mktemp("served")
+    (home / FILE_NAME).write_text(GATE)
+    with StorageSimulator() as simulator, serve(home, simulator) as running:
         yield running
 
 
@@ -80,3 +87,19 @@ def test_the_pages_of_a_promotion_find_no_fault_with_the_server(
         registry.expect_tag("supabase.status", "active")
         errors = [error for error in registry.errors if served.url in error and NOT_OURS not in error]
     assert errors == []
+
+
+def test_a_refused_promotion_says_why_on_the_page_and_changes_nothing(
+    browser: Browser, served: Served, tmp_path: Path
+) -> None:
+    served.train(GATED, versions=1)
+    with registry_pages(browser, served.url, failures=tmp_path) as registry:
+        registry.open(GATED, 1)
+        registry.transition("Production", archive=True)
+        registry.expect_notice(f"{GATED} v1 cannot go to Production: recall@20 ")
+        registry.expect_notice(" < 1.5")
+        registry.expect_stage("None")
+        registry.expect_tag("supabase.verdict", re.compile("^failed: recall@20 .* < 1.5$"))
+        registry.open(GATED, 1)
+        registry.expect_stage("None")
+    assert served.latest(GATED) is None

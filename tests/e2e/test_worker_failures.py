@@ -18,12 +18,12 @@ HAS_WORKSPACES = find_spec("mlflow.store.model_registry.sqlalchemy_workspace_sto
 DOWN = Fault(action=Respond(500))
 
 
-def assert_failed(scene: Scene, version: int, reason: str) -> None:
+def assert_failed(scene: Scene, version: int, reason: str, *, status: str = "failed") -> None:
     """The version and its newest event say the same, and that there will be no other attempt."""
     newest = [event for event in scene.events() if event.version == version][-1]
     assert newest.state is EventState.DEAD
     assert reason in (newest.outcome or "")
-    assert (scene.tags(version)["status"], scene.tags(version)["error"]) == ("failed", newest.outcome)
+    assert (scene.tags(version)["status"], scene.tags(version)["error"]) == (status, newest.outcome)
 
 
 # --- for good ---------------------------------------------------------------------------------------------------------
@@ -53,7 +53,8 @@ def test_a_version_that_cannot_be_a_release_is_given_up_at_once(
 ) -> None:
     version = directory_scene.train(files=files)
     directory_scene.work()
-    assert_failed(directory_scene, version, reason)
+    status = "rejected" if "is not a valid ONNX model" in reason else "failed"
+    assert_failed(directory_scene, version, reason, status=status)
     assert directory_scene.objects() == {}
 
 
@@ -105,7 +106,7 @@ def test_a_promotion_that_failed_for_good_holds_up_no_later_one(scene: Scene) ->
     scene.promote(broken)
     scene.work()
     assert scene.head() is None
-    assert_failed(scene, broken, "model.onnx is not a valid ONNX model")
+    assert_failed(scene, broken, "model.onnx is not a valid ONNX model", status="rejected")
     scene.promote(good)
     scene.work()
     assert scene.current() == good
@@ -219,7 +220,7 @@ def test_a_retry_after_the_cause_is_removed_succeeds(scene: Scene) -> None:
     version = scene.register(run_id)
     scene.promote(version)
     scene.work()
-    assert_failed(scene, version, "is not a valid ONNX model")
+    assert_failed(scene, version, "is not a valid ONNX model", status="rejected")
     (Path(scene.client.get_run(run_id).info.artifact_uri or "") / "model" / "model.onnx").write_bytes(tiny_onnx())
     for event in scene.events():
         scene.runtime.outbox.retry(event.id)

@@ -10,7 +10,7 @@ from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag
 
 from supabase_bridge.outbox.events import EventState
-from tests.registry_fixtures import FIRST_TRAINING, MODEL, Scene, model_files, tiny_onnx
+from tests.registry_fixtures import FIRST_TRAINING, MODEL, Scene, model_files, state_dict, tiny_onnx
 
 RUN_ID = "20251031T093831Z"
 PREFIX = f"{MODEL}/{RUN_ID}/"
@@ -45,7 +45,7 @@ def test_registering_a_version_mirrors_every_file(scene: Scene) -> None:
     found = scene.objects()
     assert set(found) == RELEASE
     assert found[f"{PREFIX}two_tower_{RUN_ID}.onnx"] == tiny_onnx(1)
-    assert found[f"{PREFIX}two_tower_{RUN_ID}.pt"] == b"weights 1"
+    assert found[f"{PREFIX}two_tower_{RUN_ID}.pt"] == state_dict(1)
     assert scene.tags(version) == {"run_id": RUN_ID, "status": "mirrored"}
     assert [(event.state, event.outcome) for event in scene.events()] == [(EventState.DONE, f"mirrored as {RUN_ID}")]
 
@@ -89,7 +89,7 @@ def test_the_documents_are_built_from_what_the_run_says(scene: Scene) -> None:
         params={
             "trained_at": "2025-10-31T18:38:31+09:00",
             "format": "two_tower.feature_mlp",
-            "embedding_dim": 32,
+            "embedding_dim": 2,
             "use_price_feature": "True",
             "prep_run_id": "prep-7",
             "learning_rate": 0.001,
@@ -115,7 +115,7 @@ def test_the_documents_are_built_from_what_the_run_says(scene: Scene) -> None:
         "run_id": RUN_ID,
         "trained_at": "2025-10-31T09:38:31Z",
         "git_commit": "0badcafe",
-        "embedding_dim": 32,
+        "embedding_dim": 2,
         "use_price_feature": True,
         "data_snapshot": {
             "prep_run_id": "prep-7",
@@ -145,7 +145,7 @@ def dataset(name: str, source: str, context: str) -> DatasetInput:
 
 
 def test_documents_that_the_training_wrote_are_kept_and_completed(scene: Scene) -> None:
-    meta = {"embedding_dim": 64, "trained_at": "2025-10-31T09:38:31Z", "team": {"name": "discovery"}, "run_id": "?"}
+    meta = {"embedding_dim": 2, "trained_at": "2025-10-31T09:38:31Z", "team": {"name": "discovery"}, "run_id": "?"}
     metrics = {"metrics": {"recall@20": 0.4}, "threshold_passed": True, "seed": 7}
     scene.train(
         files={
@@ -160,7 +160,7 @@ def test_documents_that_the_training_wrote_are_kept_and_completed(scene: Scene) 
     )
     scene.work()
     mirrored = document(scene, "model_meta.json")
-    assert (mirrored["embedding_dim"], mirrored["hidden_dim"]) == (64, 16)
+    assert (mirrored["embedding_dim"], mirrored["hidden_dim"]) == (2, 16)
     assert (mirrored["team"], mirrored["run_id"]) == ({"name": "discovery"}, RUN_ID)
     assert document(scene, "metrics.json") == {
         "run_id": RUN_ID,

@@ -17,13 +17,14 @@ from supabase_bridge.completion import (
     complete_meta,
     complete_metrics,
     draft_summary,
-    metric_name,
     release_notes,
     trained_at,
+    verdict_of,
     wanted_run_id,
 )
 from supabase_bridge.documents import RELEASE_NOTES_LIMIT, FileRecord, Metrics, ModelMeta, Origin
 from supabase_bridge.errors import InvalidDocumentError, InvalidRunIdError
+from supabase_bridge.gates import metric_name, parse_gate
 from supabase_bridge.layout import ReleaseKeys, RunId
 
 ENDED_AT = datetime(2025, 10, 31, 9, 38, 31, tzinfo=timezone.utc)
@@ -300,3 +301,36 @@ def test_a_summary_lists_conditions_findings_and_what_they_are_compared_with() -
 
 def test_a_summary_of_a_training_that_recorded_nothing_says_so() -> None:
     assert draft_summary("two_tower", metrics({}), FACTS).count("- none recorded\n") == 2
+
+
+# --- the gate's verdict -----------------------------------------------------------------------------------------------
+
+
+def test_a_gate_judges_the_documents_metrics_and_the_runs_where_it_has_none() -> None:
+    gate = parse_gate({"criteria": ["recall@20 >= 0.65", "auc >= 0.88", "ctr >= 0"]})
+    facts = replace(FACTS, metrics={"recall_at_20": 0.9, "auc": 0.913, "ctr": float("nan")})
+    found = complete_metrics({"metrics": {"recall@20": 0.61}}, facts, run_id=RUN_ID, baseline=None, gate=gate)
+    assert found.threshold_passed is False
+    assert [(item.value, item.passed, item.finding) for item in found.threshold_criteria or []] == [
+        (0.61, False, "recall@20 0.610 < 0.65"),
+        (0.913, True, "auc 0.913 meets auc >= 0.88"),
+        (None, False, "ctr is NaN"),
+    ]
+    assert Metrics.parse(found.to_bytes()) == found
+    assert str(verdict_of(found)) == "failed: recall@20 0.610 < 0.65; ctr is NaN"
+
+
+@pytest.mark.parametrize("mode", ["enforce", "warn", "off"])
+def test_a_training_decides_for_itself_only_where_no_gate_does(mode: str) -> None:
+    gate = parse_gate({"criteria": ["auc >= 0.88"], "mode": mode})
+    own = {"metrics": {"auc": 0.1}, "threshold_passed": True, "threshold_criteria": [{"criterion": "auc >= 0"}]}
+    found = complete_metrics(own, FACTS, run_id=RUN_ID, baseline=None, gate=gate)
+    assert found.threshold_passed is (mode == "off")
+    assert (found.threshold_criteria is None) is (mode == "off")
+
+
+def test_a_release_that_is_made_again_is_not_its_own_baseline() -> None:
+    gate = parse_gate({"criteria": ["auc > current"]})
+    own = {"metrics": {"auc": 0.9}}
+    first = complete_metrics(own, FACTS, run_id=RUN_ID, baseline=None, gate=gate)
+    assert complete_metrics(own, FACTS, run_id=RUN_ID, baseline=first, gate=gate).threshold_passed

@@ -182,7 +182,7 @@ def test_settings_show_no_secret_in_whatever_form_they_are_shown(tmp_path: Path)
 
 
 def test_settings_as_a_dictionary_show_no_key(tmp_path: Path) -> None:
-    plain = replace(load(tmp_path, PROJECT), stages={}, aliases={}, workspaces={})
+    plain = replace(load(tmp_path, PROJECT), stages={}, aliases={}, workspaces={}, gates={})
     assert KEY not in repr(asdict(plain))
 
 
@@ -286,3 +286,43 @@ def test_the_default_workspace_has_its_bucket_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "supabase-bridge.toml").write_text('[workspaces]\ndefault = "other"\n')
     with pytest.raises(SettingsError, match="bucket"):
         Settings.load(home=tmp_path, environ={})
+
+
+# --- gates ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_gate_goes_by_the_models_name_or_its_folder(tmp_path: Path) -> None:
+    settings = load(tmp_path, toml='[gates.two_tower]\ncriteria = ["auc >= 0.88"]\nmode = "warn"')
+    gate = settings.gates["two_tower"]
+    assert (gate.criteria[0].text, gate.mode.value, gate.channels) == ("auc >= 0.88", "warn", None)
+    assert settings.gate_of("two_tower", None) is gate
+    assert settings.gate_of("renamed", "two_tower") is gate
+    assert settings.gate_of("renamed", None) is None
+    assert settings.gate_of("renamed", "another") is None
+
+
+@pytest.mark.parametrize(
+    ("toml", "where", "problem"),
+    [
+        ('[gates.m]\ncriteria = ["auc => 1"]', "[gates.m]", "'auc => 1': a criterion is"),
+        ('[gates.m]\nmode = "on"', "[gates.m]", "a mode is enforce, warn or off"),
+        ('[gates.m]\nlimits = ["auc >= 1"]', "[gates.m]", "no such setting of a gate"),
+        ('[gates.m]\nchannels = ["canary"]', "[gates.m] channels", "no stage and no alias moves 'canary'"),
+        ("gates = 1", "[gates]", "expected a table for each model"),
+        ("[gates]\nm = 1", "[gates]", "expected a table for each model"),
+        ("gate_rollbacks = 1", "gate_rollbacks", "expected true or false"),
+        ("check_timeout = 0", "check_timeout", "expected a number of seconds"),
+    ],
+)
+def test_a_malformed_gate_is_an_error_of_the_settings(toml: str, where: str, problem: str, tmp_path: Path) -> None:
+    error = refused(tmp_path, toml=toml)
+    assert error.setting.endswith(where)
+    assert problem in error.problem
+
+
+def test_a_process_without_the_key_can_read_the_gates(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text('supabase_url = "https://x.supabase.co"\n[gates.m]\ncriteria = ["auc >= 1"]')
+    environ = {"SUPABASE_BRIDGE_HOME": str(tmp_path), "SUPABASE_URL": "https://x.supabase.co"}
+    settings = Settings.for_registry(environ)
+    assert settings.gate_of("m", None) is not None
+    assert settings.home == tmp_path

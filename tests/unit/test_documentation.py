@@ -97,6 +97,7 @@ def test_the_documented_settings_file_is_read_as_documented(tmp_path: Path) -> N
     settings = Settings.load(home=tmp_path, environ={})
     assert settings.artifact_buckets == ("mlflow",)
     assert dict(settings.aliases) == {"champion": "latest"}
+    assert [item.text for item in settings.gates["two_tower"].criteria][1] == "auc >= 0.88"
     assert dict(settings.workspaces) == {"team-search": "models-search"}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from supabase_bridge.checks import Checks
 
 from supabase_bridge.activate import verify_release
 from supabase_bridge.completion import TrainingFacts
@@ -62,7 +63,8 @@ def draft(tmp_path: Path) -> Draft:
 
 def upload(store: MemoryStore, draft: Draft) -> None:
     nothing: Any = None  # Neither the registry nor the sources are asked when a draft is uploaded.
-    mirror = Mirror(nothing, nothing, store, baseline_channel="latest")
+    checks = Checks(timeout=timedelta(minutes=1), memory_bytes=10**9)
+    mirror = Mirror(nothing, nothing, store, baseline_channel="latest", checks=checks)
     mirror._upload(draft, KEYS, FACTS, Origin(registered_model="two_tower", version=1), None)
 
 

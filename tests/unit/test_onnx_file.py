@@ -178,7 +178,7 @@ def test_a_corrupt_model_is_refused(tmp_path: Path, data: bytes) -> None:
     path.parent.mkdir()
     path.write_bytes(data)
     with pytest.raises(InvalidModelFileError, match=r"m\.onnx"):
-        draft(tmp_path)
+        check(draft(tmp_path))
 
 
 def test_a_model_that_breaks_the_onnx_specification_is_refused(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_model_that_breaks_the_onnx_specification_is_refused(tmp_path: Path) -
     path.parent.mkdir()
     path.write_bytes(proto.SerializeToString())
     with pytest.raises(InvalidModelFileError, match="NoSuchOperator"):
-        draft(tmp_path)
+        check(draft(tmp_path))
 
 
 def test_a_model_whose_shapes_contradict_each_other_is_refused(tmp_path: Path) -> None:

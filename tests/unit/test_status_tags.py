@@ -100,3 +100,27 @@ def test_a_change_touches_no_tag_of_anybody_else() -> None:
         status_tags.left_without_successor("Production", "latest"),
     ):
         assert not change.keys() & own.keys()
+
+
+def test_a_version_whose_files_are_at_fault_is_rejected() -> None:
+    change = status_tags.failed({"supabase.status": "mirrored"}, "no state_dict", retrying=False, rejected=True)
+    assert change == {"supabase.status": "rejected", "supabase.error": "no state_dict"}
+
+
+def test_a_rejected_version_is_mirrored_once_its_files_pass() -> None:
+    rejected = after({}, status_tags.failed({}, "no state_dict", retrying=False, rejected=True))
+    assert after(rejected, status_tags.mirrored(rejected)) == {"supabase.status": "mirrored"}
+
+
+def test_the_verdict_of_a_promotion_is_not_overwritten_by_that_of_a_mirroring() -> None:
+    assert status_tags.mirrored_verdict({}, "failed: auc is missing") == {"supabase.verdict": "failed: auc is missing"}
+    promoted = dict([status_tags.promotion_verdict("Production", "passed: auc 0.900 meets auc >= 0.88")])
+    assert status_tags.mirrored_verdict(promoted, "failed: auc is missing") == {}
+
+
+def test_only_a_promotion_in_spite_of_a_failure_counts_as_let_through() -> None:
+    said = "failed: recall@20 0.610 < 0.65"
+    assert status_tags.let_through(dict([status_tags.promotion_verdict("Production", said)])) == f"Production: {said}"
+    passed = dict([status_tags.promotion_verdict("Production", "passed: auc 0.900 meets auc >= 0.88")])
+    for tags in ({}, passed, {"supabase.verdict": said}):
+        assert status_tags.let_through(tags) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -28,9 +29,19 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def home_option(command: _Command) -> _Command:
-    """--home, for every command that reads the settings."""
+    """--home, for every command that reads the settings.
+
+    What the command starts, and MLflow's plugins in its own process, find the same home in the environment.
+    """
+
+    def share(_context: click.Context, _option: click.Parameter, home: Path | None) -> Path | None:
+        if home is not None:
+            os.environ["SUPABASE_BRIDGE_HOME"] = str(home.absolute())
+        return home
+
     return click.option(
         "--home",
+        callback=share,
         type=click.Path(file_okay=False, path_type=Path),
         help="Home directory: the embedded database, artifacts and store. [SUPABASE_BRIDGE_HOME; default: mlruns]",
     )(command)

@@ -1,0 +1,91 @@
+"""What a gate adds to a stage transition: our registry store with and without criteria, on SQLite.
+
+    python -m benchmarks.gate [--rounds 400] [--limit-ms 5]
+
+Each transition to Production is judged by three criteria, one of them against the current version, in a model with a
+history. The two take turns, so that what else the machine does strikes both alike. Exit code 1: the difference of the
+medians is above the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+from mlflow_supabase import capture
+from mlflow_supabase.gate import TransitionGate
+from mlflow_supabase.registry_store import build
+from supabase_bridge.config import Settings
+from supabase_bridge.gates import Gate, parse_gate
+
+MODEL = "two_tower"
+CRITERIA = ("recall@20 >= 0.65", "0.2 <= ctr <= 0.4", "recall@20 not worse than current by more than 0.01")
+METRICS = {"recall_at_20": 0.7, "ctr": 0.3, "auc": 0.9}
+WARM_UP = 20
+HISTORY = 200
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=400, help="transitions of each store (default: 400)")
+    parser.add_argument("--limit-ms", type=float, default=5.0, help="highest difference that passes (default: 5)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        plain = _store(f"sqlite:///{Path(directory, 'plain.db')}", Gate())
+        gated = _store(f"sqlite:///{Path(directory, 'gated.db')}", parse_gate({"criteria": list(CRITERIA)}))
+        plain_ms, gated_ms = _medians_ms([plain, gated], rounds=options.rounds)
+        verdict = gated.get_model_version(MODEL, 1).tags.get("supabase.verdict", "none")
+        for store in (plain, gated):
+            store.engine.dispose()
+    assert verdict.startswith("Production: passed"), verdict
+    added_ms = gated_ms - plain_ms
+    print(
+        f"transition on SQLite: without criteria {plain_ms:.2f} ms, with {len(CRITERIA)} criteria {gated_ms:.2f} ms, "
+        f"added {added_ms:.2f} ms (limit {options.limit_ms:.2f} ms)"
+    )
+    return int(added_ms > options.limit_ms)
+
+
+def _store(url: str, gate: Gate) -> Any:
+    """A registry with two versions that have runs, and a history of promotions."""
+    store: Any = build(f"supabase+{url}")
+    tracking: Any = SqlAlchemyStore(url, "/nowhere")
+    store.create_registered_model(MODEL)
+    for _ in range(2):
+        run_id = tracking.create_run("0", "ada", 0, [], "training").info.run_id
+        for name, value in METRICS.items():
+            tracking.log_metric(run_id, Metric(name, value, 0, 0))
+        store.create_model_version(MODEL, "s3://bucket/model", run_id)
+    tracking.engine.dispose()
+    for number in range(HISTORY):
+        store.transition_model_version_stage(MODEL, 1 + number % 2, "Production", archive_existing_versions=False)
+    settings = replace(Settings(), gates={MODEL: gate})
+    capture.watch(store.engine, TransitionGate(lambda: settings))
+    return store
+
+
+def _medians_ms(stores: Sequence[Any], *, rounds: int) -> list[float]:
+    """The median time of a transition, by store; the order within a round changes from round to round."""
+    times: list[list[float]] = [[] for _ in stores]
+    for number in range(WARM_UP + rounds):
+        turns = list(enumerate(stores))
+        for index, store in turns if number % 2 else reversed(turns):
+            start = time.perf_counter()
+            store.transition_model_version_stage(
+                MODEL, 1 + number % 2, "Production", archive_existing_versions=bool(number % 3)
+            )
+            times[index].append((time.perf_counter() - start) * 1000)
+    return [statistics.median(measured[WARM_UP:]) for measured in times]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

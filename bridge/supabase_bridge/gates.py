@@ -1,0 +1,317 @@
+"""A gate: the criteria that a version must meet before it is promoted, parsed and judged. Pure.
+
+A criterion is a line: `recall@20 >= 0.65`, `loss <= 0.4`, `0.2 <= ctr <= 0.4`, `recall@20 >= current - 0.01`, or, for a
+metric where more is better, `recall@20 not worse than current by more than 0.01`. docs/gate.md has them all.
+
+Source: the release specification, section 3, step 2.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from supabase_bridge.errors import InvalidGateError
+
+MODE_TAG = "supabase.gate"
+CRITERION_TAG = "supabase.gate."
+_TEXT_LIMIT = 300
+_FORMS = (
+    "a criterion is 'METRIC >= NUMBER' (or <=, >, <), 'NUMBER <= METRIC <= NUMBER', 'METRIC >= current - NUMBER' or "
+    "'METRIC not worse than current by more than NUMBER'"
+)
+_NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_METRIC = r"[^<>=,]*[^<>=,\s]"
+_RANGE = re.compile(
+    rf"(?P<low>{_NUMBER})\s*(?P<above><=?)\s*(?P<metric>{_METRIC})\s*(?P<below><=?)\s*(?P<high>{_NUMBER})"
+)
+_BOUND = re.compile(
+    rf"(?P<metric>{_METRIC})\s*(?P<sign>[<>]=?)\s*"
+    rf"(?:(?P<limit>{_NUMBER})|(?P<current>current)(?:\s*(?P<side>[+-])\s*(?P<margin>{_NUMBER}))?)"
+)
+_NOT_WORSE = re.compile(rf"(?P<metric>{_METRIC})\s+not worse than current by more than\s+(?P<margin>{_NUMBER})")
+_OPPOSITE = {">=": "<", "<=": ">", ">": "<=", "<": ">="}
+
+
+class GateMode(str, Enum):
+    """What becomes of a version that fails."""
+
+    ENFORCE = "enforce"
+    WARN = "warn"
+    OFF = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """One side of what a metric may be.
+
+    Attributes:
+        sign: `>=`, `<=`, `>` or `<`.
+        limit: What it is compared with; with `relative`, what is added to the current version's value first.
+    """
+
+    sign: str
+    limit: float
+    relative: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """What one metric must be; `text` is the criterion as somebody wrote it."""
+
+    metric: str
+    bounds: tuple[Bound, ...]
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What holds for one model.
+
+    Attributes:
+        channels: The gated ones; None: that of the stage Production.
+        problems: What is malformed in the model's tags; a version fails by each.
+    """
+
+    criteria: tuple[Criterion, ...] = ()
+    mode: GateMode = GateMode.ENFORCE
+    channels: tuple[str, ...] | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def judges(self) -> bool:
+        """False where there is nothing to fail."""
+        return self.mode is not GateMode.OFF and bool(self.criteria or self.problems)
+
+    @property
+    def asks_current(self) -> bool:
+        """True where a criterion compares with the current version."""
+        return any(bound.relative for criterion in self.criteria for bound in criterion.bounds)
+
+
+NO_GATE = Gate()
+"""Where nothing has to be met."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The metrics of what is current; `name` is for people."""
+
+    name: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What came of one criterion. `text` says it in full: `recall@20 0.610 < 0.65`."""
+
+    criterion: str
+    value: float | None
+    passed: bool
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What came of a gate."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """True where every criterion is met."""
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def reason(self) -> str:
+        """Why it failed; empty where it did not."""
+        return "; ".join(finding.text for finding in self.findings if not finding.passed)
+
+    def __str__(self) -> str:
+        if not self.passed:
+            return f"failed: {self.reason}"
+        return f"passed: {'; '.join(finding.text for finding in self.findings)}"
+
+
+def metric_name(name: str) -> str:
+    """A metric's name as documents and criteria have it: `recall_at_20` is `recall@20`, which MLflow cannot store."""
+    return re.sub(r"_at_([0-9]+)$", r"@\1", name)
+
+
+def parse_criterion(text: str) -> Criterion:
+    """Read a criterion.
+
+    Raises:
+        InvalidGateError: it is none.
+    """
+    line = " ".join(text.split())
+    if len(line) > _TEXT_LIMIT:
+        raise InvalidGateError(text, f"longer than {_TEXT_LIMIT} characters")
+    bounds: tuple[Bound, ...]
+    if found := _RANGE.fullmatch(line):
+        low, high = _number(text, found["low"]), _number(text, found["high"])
+        if low > high:
+            raise InvalidGateError(text, f"no number lies between {found['low']} and {found['high']}")
+        above = ">=" if found["above"] == "<=" else ">"
+        bounds = (Bound(sign=above, limit=low), Bound(sign=found["below"], limit=high))
+    elif found := _NOT_WORSE.fullmatch(line):
+        margin = _number(text, found["margin"])
+        if margin < 0:
+            raise InvalidGateError(text, "the margin is negative")
+        bounds = (Bound(sign=">=", limit=-margin, relative=True),)
+    elif found := _BOUND.fullmatch(line):
+        margin = _number(text, found["margin"] or "0") * (-1 if found["side"] == "-" else 1)
+        relative = found["current"] is not None
+        limit = margin if relative else _number(text, found["limit"])
+        bounds = (Bound(sign=found["sign"], limit=limit, relative=relative),)
+    else:
+        raise InvalidGateError(text, _FORMS)
+    return Criterion(metric=metric_name(found["metric"]), bounds=bounds, text=line)
+
+
+def parse_gate(table: Mapping[str, object]) -> Gate:
+    """Read a model's table of the settings.
+
+    Raises:
+        InvalidGateError: it, or a criterion in it, is malformed.
+    """
+    if unknown := sorted(table.keys() - {"criteria", "mode", "channels"}):
+        raise InvalidGateError(unknown[0], "no such setting of a gate; there are criteria, mode and channels")
+    channels = None if "channels" not in table else _texts("channels", table["channels"])
+    criteria = [parse_criterion(text) for text in _texts("criteria", table.get("criteria", []))]
+    return Gate(criteria=tuple(criteria), mode=_mode(table.get("mode", GateMode.ENFORCE.value)), channels=channels)
+
+
+def with_tags(gate: Gate | None, tags: Mapping[str, str]) -> Gate:
+    """A model's gate as its registered model's tags change it.
+
+    `supabase.gate` is the mode. `supabase.gate.<metric>` replaces every criterion on that metric: `>= 0.65`, several
+    with commas between them, or `off`. What is malformed becomes a problem, which no version passes.
+    """
+    gate = gate or Gate()
+    mode, problems, criteria = gate.mode, [], list(gate.criteria)
+    for key in sorted(tags):
+        try:
+            if key == MODE_TAG:
+                mode = _mode(tags[key].strip())
+            elif key.startswith(CRITERION_TAG):
+                metric = metric_name(key[len(CRITERION_TAG) :])
+                replaced = _of_tag(metric, tags[key])
+                criteria = [item for item in criteria if item.metric != metric] + replaced
+        except InvalidGateError as error:
+            problems.append(f"the registered model's tag {key} is malformed: {error}")
+            mode = GateMode.ENFORCE if key == MODE_TAG else mode
+    return Gate(criteria=tuple(criteria), mode=mode, channels=gate.channels, problems=tuple(problems))
+
+
+def judge(gate: Gate, metrics: Mapping[str, float], current: Baseline | None) -> Verdict:
+    """Hold a version's metrics against a gate. A metric that is missing, NaN or infinite fails.
+
+    Args:
+        metrics: By name, `recall_at_20` or `recall@20`.
+        current: What is current; None: nothing is, and there is nothing to be worse than.
+    """
+    named = _by_document_name(metrics)
+    known = None if current is None else Baseline(name=current.name, metrics=_by_document_name(current.metrics))
+    found = [_judge(criterion, named, known) for criterion in gate.criteria]
+    broken = [Finding(criterion=text, value=None, passed=False, text=text) for text in gate.problems]
+    return Verdict(findings=(*found, *broken))
+
+
+def _judge(criterion: Criterion, metrics: Mapping[str, float], current: Baseline | None) -> Finding:
+    value = metrics.get(criterion.metric)
+    if value is None or not math.isfinite(value):
+        text = f"{criterion.metric} is {'missing' if value is None else 'NaN' if math.isnan(value) else 'infinite'}"
+        return Finding(criterion=criterion.text, value=None, passed=False, text=text)
+    texts = [_failure(criterion.metric, value, bound, current) for bound in criterion.bounds]
+    failures = [text for text in texts if text is not None]
+    passed = f"{criterion.metric} {_shown(value)} meets {criterion.text}"
+    return Finding(
+        criterion=criterion.text,
+        value=value,
+        passed=not failures,
+        text=", ".join(failures) or passed,
+    )
+
+
+def _failure(metric: str, value: float, bound: Bound, current: Baseline | None) -> str | None:
+    """What is wrong with a value, or None."""
+    limit, shown = bound.limit, f"{bound.limit:.12g}"
+    if bound.relative:
+        if current is None:
+            return None
+        before = current.metrics.get(metric)
+        if before is None or not math.isfinite(before):
+            return f"{metric} cannot be compared: {current.name}, which is current, has none"
+        # Rounded as baseline_diff is: 0.70 - 0.01 must not be more than 0.69.
+        limit = round(before + bound.limit, 12)
+        sign = "-" if bound.limit < 0 else "+"
+        shown = f"{limit:.12g} ({current.name} has {_shown(before)}"
+        shown += f", {sign} {abs(bound.limit):.12g})" if bound.limit else ")"
+    if _holds(value, bound.sign, limit):
+        return None
+    return f"{metric} {_shown(value, away_from=limit)} {_OPPOSITE[bound.sign]} {shown}"
+
+
+def _holds(value: float, sign: str, limit: float) -> bool:
+    if sign.startswith(">"):
+        return value > limit or (sign == ">=" and value == limit)
+    return value < limit or (sign == "<=" and value == limit)
+
+
+def _shown(value: float, *, away_from: float | None = None) -> str:
+    """A number with three decimals; with as many as tell it from the limit that it fails."""
+    if not math.isfinite(value) or not 1e-3 <= abs(value) < 1e9:
+        return f"{value:g}" if away_from is None else f"{value!r}"
+    for digits in range(3, 16):
+        text = f"{value:.{digits}f}"
+        if (
+            away_from is None
+            or value == away_from
+            or (float(text) != away_from and (float(text) < away_from) == (value < away_from))
+        ):
+            return text
+    return repr(value)
+
+
+def _of_tag(metric: str, value: str) -> list[Criterion]:
+    if not metric:
+        raise InvalidGateError(value, "the tag's name ends where the metric's should stand")
+    if value.strip().lower() == "off":
+        return []
+    parts = [part.strip() for part in value.split(",")]
+    criteria = [parse_criterion(f"{metric} {part}" if part.startswith(("<", ">", "not ")) else part) for part in parts]
+    for criterion in criteria:
+        if criterion.metric != metric:
+            raise InvalidGateError(value, f"it is about {criterion.metric}, the tag about {metric}")
+    return criteria
+
+
+def _by_document_name(metrics: Mapping[str, float]) -> Mapping[str, float]:
+    """The metrics by their documents' names; where both spellings are there, the exact one counts."""
+    return {metric_name(name): number for name, number in metrics.items()} | {
+        name: number for name, number in metrics.items() if metric_name(name) == name
+    }
+
+
+def _number(text: str, digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise InvalidGateError(text, f"{digits} is too large for a number")
+    return number
+
+
+def _mode(value: object) -> GateMode:
+    try:
+        return GateMode(value)
+    except ValueError:
+        raise InvalidGateError(str(value), "a mode is enforce, warn or off") from None
+
+
+def _texts(name: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise InvalidGateError(name, "expected a list of texts")
+    return tuple(str(item) for item in value)
