@@ -21,14 +21,15 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.target import BUCKET, random_file, target
+from benchmarks.target import BUCKET, target
+from supabase_bridge.checks import Checks
 from supabase_bridge.config import Settings
 from supabase_bridge.mirror import Mirror
 from supabase_bridge.object_store import ObjectStore
 from supabase_bridge.registry import RegisteredVersion, Registry
 from supabase_bridge.runtime import Stores
 from supabase_bridge.source import Sources
-from tests.project_artifacts import large_onnx
+from tests.project_artifacts import large_onnx, torch_archive
 from tests.registry_fixtures import MLMODEL, MODEL, registry_client
 
 ARTIFACTS = "benchmark-artifacts"
@@ -55,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "downloaded and uploaded": Sources(registry, settings),
             }
             mirrors = [
-                Mirror(registry, source, stores(BUCKET), baseline_channel="latest") for source in sources.values()
+                Mirror(registry, source, stores(BUCKET), baseline_channel="latest", checks=Checks.of(settings))
+                for source in sources.values()
             ]
             copied_ms, carried_ms = _medians_ms(mirrors, version, stores(BUCKET), rounds=options.rounds)
             stores(ARTIFACTS).delete([info.key for info in stores(ARTIFACTS).list("")])
@@ -75,7 +77,7 @@ def _log(registry: Registry, settings: Settings, directory: Path, size_bytes: in
     (directory / "model").mkdir(parents=True)
     (directory / "model" / "MLmodel").write_bytes(MLMODEL)
     (directory / "model" / "model.onnx").write_bytes(large_onnx(1, rows=size_bytes // ROW_BYTES))
-    random_file(directory / "two_tower_latest.pt", size_bytes)
+    (directory / "two_tower_latest.pt").write_bytes(torch_archive(os.urandom(size_bytes)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         client.log_artifacts(run.info.run_id, str(directory))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -43,12 +46,21 @@ def large_onnx(seed: int, *, rows: int = 600) -> bytes:
     return data
 
 
+def torch_archive(storage: bytes) -> bytes:
+    """What torch.save writes for one tensor with these bytes, with nothing in it to import."""
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weights": "0"}, protocol=2))
+        archive.writestr("archive/data/0", storage)
+    return data.getvalue()
+
+
 def large_files(seed: int = 1) -> dict[str, bytes]:
     """What a training logs, of sizes that are worth copying."""
     return {
         "model/MLmodel": MLMODEL,
         "model/model.onnx": large_onnx(seed),
-        "two_tower_latest.pt": np.random.default_rng(seed).bytes(1_500_000),
+        "two_tower_latest.pt": torch_archive(np.random.default_rng(seed).bytes(1_500_000)),
     }
 
 

@@ -6,13 +6,16 @@ import json
 import logging
 import multiprocessing
 import signal
+import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from supabase_bridge.borrowed_file import borrow, lend
 from supabase_bridge.config import Settings
 from supabase_bridge.documents import ModelMeta
 from supabase_bridge.errors import (
@@ -21,6 +24,7 @@ from supabase_bridge.errors import (
     ModelCheckError,
     UnsafePickleError,
 )
+from supabase_bridge.model_file import ModelFile
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -55,10 +59,12 @@ class Checks:
             allowed_globals=settings.allowed_pickle_globals,
         )
 
-    def run(self, onnx: Path, state_dict: Path | None, meta: ModelMeta) -> None:
+    def run(self, onnx: ModelFile, state_dict: ModelFile | None, meta: ModelMeta) -> None:
         """Check a version's files; nothing of them is loaded or run in this process.
 
         Args:
+            onnx: It must be here: a trial takes all of it.
+            state_dict: Where it is not here, only what the scan looks at is read.
             meta: What the release will say of the model.
 
         Raises:
@@ -66,11 +72,13 @@ class Checks:
                 crashed the runtime.
             UnsafePickleError: see `pickle_scan.scan`.
             CheckInterruptedError: somebody stopped the process.
+            StoreUnavailableError: see `ModelFile.open`.
         """
-        size = sum(path.stat().st_size for path in (onnx, state_dict) if path is not None)
+        size = sum(file.record.size_bytes for file in (onnx, state_dict) if file is not None)
         job = _Job(
-            onnx=str(onnx),
-            state_dict=None if state_dict is None else str(state_dict),
+            onnx=str(onnx.local),
+            state_dict=None if state_dict is None else state_dict.name,
+            state_dict_bytes=0 if state_dict is None else state_dict.record.size_bytes,
             allowed_globals=self.allowed_globals,
             user_feature_dim=meta.user_feature_dim,
             item_feature_dim=meta.item_feature_dim,
@@ -78,31 +86,38 @@ class Checks:
             memory_bytes=self.memory_bytes + 4 * size,
         )
         context = _context()
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_examine, args=(sender, asdict(job)), daemon=True)  # type: ignore[attr-defined]  # typeshed gives it to each kind of context, not to their base
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_examine, args=(theirs, asdict(job)), daemon=True)  # type: ignore[attr-defined]  # typeshed gives it to each kind of context, not to their base
         try:
             process.start()
-            sender.close()
-            self._await(process, receiver, onnx.name)
+            theirs.close()
+            with nullcontext() if state_dict is None else state_dict.open() as weights:
+                self._await(process, ours, weights, onnx.local.name)
         finally:
-            receiver.close()
+            ours.close()
             if process.is_alive():
                 process.kill()
             process.join()
             process.close()
 
-    def _await(self, process: BaseProcess, receiver: Connection, name: str) -> None:
-        if not receiver.poll(self.timeout.total_seconds()):
-            seconds = f"{self.timeout.total_seconds():g}"
-            raise ModelCheckError(name, f"they took longer than {seconds} seconds (check_timeout in the settings)")
-        try:
-            # JSON, not a pickle: the process that answers has read a stranger's file.
-            answer = json.loads(receiver.recv_bytes(_ANSWER_LIMIT_BYTES))
-        except EOFError:
-            process.join()
-            raise _ended(name, process.exitcode) from None
-        if answer is not None:
-            raise _ERRORS[answer["error"]](answer["name"], answer["problem"])
+    def _await(self, process: BaseProcess, pipe: Connection, weights: BinaryIO | None, name: str) -> None:
+        """Answer the process's questions until it says what came of the checks."""
+        deadline = time.monotonic() + self.timeout.total_seconds()
+        while True:
+            if not pipe.poll(max(0.0, deadline - time.monotonic())):
+                seconds = f"{self.timeout.total_seconds():g}"
+                raise ModelCheckError(name, f"they took longer than {seconds} seconds (check_timeout in the settings)")
+            try:
+                # JSON, not a pickle: the process that answers has read a stranger's file.
+                answer = json.loads(pipe.recv_bytes(_ANSWER_LIMIT_BYTES))
+            except (EOFError, ConnectionResetError):
+                process.join()
+                raise _ended(name, process.exitcode) from None
+            if answer is None:
+                return
+            if "read" not in answer or weights is None:
+                raise _ERRORS[answer["error"]](answer["name"], answer["problem"])
+            lend(pipe, weights, answer["read"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +126,7 @@ class _Job:
 
     onnx: str
     state_dict: str | None
+    state_dict_bytes: int
     allowed_globals: tuple[str, ...]
     user_feature_dim: int | None
     item_feature_dim: int | None
@@ -141,7 +157,7 @@ def _ended(name: str, exit_code: int | None) -> ModelCheckError | CheckInterrupt
     return CheckInterruptedError(name)
 
 
-def _examine(sender: Connection, values: dict[str, object]) -> None:
+def _examine(pipe: Connection, values: dict[str, object]) -> None:
     """Run the checks and send what came of them; the process's main function."""
     from supabase_bridge import onnx_trial, pickle_scan
 
@@ -158,7 +174,8 @@ def _examine(sender: Connection, values: dict[str, object]) -> None:
     answer: dict[str, str] | None = None
     try:
         if job.state_dict is not None:
-            pickle_scan.scan(Path(job.state_dict), allowed=job.allowed_globals)
+            with borrow(pipe, job.state_dict_bytes) as weights:
+                pickle_scan.scan(weights, job.state_dict, allowed=job.allowed_globals)
         onnx_trial.examine(Path(job.onnx), dimensions)
     except InvalidModelFileError as error:
         answer = {"error": "InvalidModelFileError", "name": error.name, "problem": error.reason}
@@ -167,7 +184,7 @@ def _examine(sender: Connection, values: dict[str, object]) -> None:
     except MemoryError:
         problem = "it needs more memory than check_memory_bytes in the settings allows"
         answer = {"error": "ModelCheckError", "name": Path(job.onnx).name, "problem": problem}
-    sender.send_bytes(json.dumps(answer).encode())
+    pipe.send_bytes(json.dumps(answer).encode())
 
 
 def _limit_memory(extra_bytes: int) -> None:

@@ -164,7 +164,7 @@ class Settings:
         home = Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns").absolute()
         given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
         values = _from_file(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
-        return _complete(cls(home=home, **{**values, "supabase_url": None}))
+        return _complete(cls(home=home, **{**values, "supabase_url": None}), reading=True)
 
     @property
     def embedded(self) -> bool:

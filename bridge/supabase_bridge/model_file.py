@@ -35,6 +35,13 @@ class ModelFile:
     stored: StoredFile | None = None
 
     @property
+    def name(self) -> str:
+        """Its file name, as whoever logged it named it."""
+        if self.path is None and self.stored is not None:
+            return self.stored.info.key.rpartition("/")[2]
+        return self.local.name
+
+    @property
     def local(self) -> Path:
         """Its local file, of one that has one."""
         if self.path is None:

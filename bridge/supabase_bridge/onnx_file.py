@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +13,6 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
 
 from supabase_bridge.errors import InvalidModelFileError
-from supabase_bridge.onnx_outline import LARGE_BYTES, write_outline
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
@@ -41,31 +39,6 @@ class Tensors:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outline:
-    """An ONNX file that does for `check` and `tensors` as well as the model it is of, and for nothing else.
-
-    Attributes:
-        external_files: What `external_files` says of the model.
-    """
-
-    path: Path
-    external_files: tuple[str, ...]
-
-
-def outline(file: BinaryIO, size_bytes: int, directory: Path, *, large_bytes: int = LARGE_BYTES) -> Outline:
-    """An ONNX model that is the one in `file` but for its large weights, which are neither read nor there.
-
-    Raises:
-        InvalidModelFileError: it is no ONNX model, is larger than one can be, or its weights do not fit their shapes.
-    """
-    if size_bytes > _PROTOBUF_LIMIT_BYTES:
-        raise InvalidModelFileError("the ONNX file", f"it has {size_bytes} bytes, and one holds at most 2 GiB")
-    path, left_out = directory / "outline.onnx", f"{uuid.uuid4().hex}.bin"
-    write_outline(file, size_bytes, path, left_out=left_out, large_bytes=large_bytes)
-    return Outline(path=path, external_files=tuple(name for name in external_files(path) if name != left_out))
 
 
 def tensors(path: Path) -> Tensors:

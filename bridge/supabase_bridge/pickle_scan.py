@@ -12,7 +12,6 @@ import io
 import pickletools
 import zipfile
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import IO
 
 from picklescan.scanner import SafetyLevel, scan_pickle_bytes
@@ -57,25 +56,25 @@ _OF_A_STATE_DICT = frozenset(
 )
 
 
-def scan(path: Path, *, allowed: Collection[str]) -> None:
+def scan(file: IO[bytes], name: str, *, allowed: Collection[str]) -> None:
     """Refuse a PyTorch file whose loading could run code. Nothing of it is loaded.
 
     Args:
+        name: The file's name.
         allowed: Further imports that are accepted, as `module.name`; `module.*` is all there is in and below a module.
 
     Raises:
         UnsafePickleError: it names another import, holds machine code, or is nothing that torch.save or torch.export
             writes.
     """
-    with path.open("rb") as file:
-        start = file.read(len(_ZIP_START))
-        file.seek(0)
-        if start == _ZIP_START:
-            _scan_archive(file, path.name, frozenset(allowed), depth=1)
-        elif start:
-            _scan_pickles(file, path.name, frozenset(allowed))
-        else:
-            raise UnsafePickleError(path.name, "it is empty")
+    start = file.read(len(_ZIP_START))
+    file.seek(0)
+    if start == _ZIP_START:
+        _scan_archive(file, name, frozenset(allowed), depth=1)
+    elif start:
+        _scan_pickles(file, name, frozenset(allowed))
+    else:
+        raise UnsafePickleError(name, "it is empty")
 
 
 def _scan_archive(file: IO[bytes], name: str, allowed: frozenset[str], *, depth: int) -> None:

@@ -27,6 +27,8 @@ from supabase_bridge.errors import (
     ModelCheckError,
     UnsafePickleError,
 )
+from supabase_bridge.model_file import ModelFile
+from supabase_bridge.object_store.digest import file_record
 
 CHECKS = Checks(timeout=timedelta(seconds=60), memory_bytes=2_000_000_000)
 
@@ -80,11 +82,16 @@ def one(
     return graph([node], *ends, opset=opset, ir_version=ir_version)
 
 
+def here(path: Path) -> ModelFile:
+    """A local file of a model."""
+    return ModelFile(record=file_record(path), path=path)
+
+
 def run(path: Path, model: onnx.ModelProto, *, using: Checks = CHECKS, **meta: int) -> None:
     """Run the checks of one ONNX model, as a file `m.onnx`."""
     file = path / "m.onnx"
     file.write_bytes(model.SerializeToString())
-    using.run(file, None, ModelMeta.from_object({"model_name": "m", "run_id": "r", **meta}))
+    using.run(here(file), None, ModelMeta.from_object({"model_name": "m", "run_id": "r", **meta}))
 
 
 def rejected(path: Path, model: onnx.ModelProto, **arguments: object) -> str:
@@ -319,7 +326,7 @@ def test_what_is_no_onnx_model_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(data)
     with pytest.raises(InvalidModelFileError, match=r"m\.onnx"):
-        CHECKS.run(path, None, ModelMeta(model_name="m", run_id="r"))
+        CHECKS.run(here(path), None, ModelMeta(model_name="m", run_id="r"))
 
 
 class Payload:
@@ -338,9 +345,9 @@ def test_a_malicious_state_dict_is_refused_and_never_run(tmp_path: Path) -> None
     weights.write_bytes(pickle.dumps({"weights": Payload(proof)}))
     meta = ModelMeta(model_name="m", run_id="r")
     with pytest.raises(UnsafePickleError, match=r"m\.pt is not a safe PyTorch file: .*'posix\.system'"):
-        CHECKS.run(model, weights, meta)
+        CHECKS.run(here(model), here(weights), meta)
     Checks(timeout=CHECKS.timeout, memory_bytes=CHECKS.memory_bytes, allowed_globals=("posix.system",)).run(
-        model, weights, meta
+        here(model), here(weights), meta
     )
     assert not proof.exists()
     pickle.loads(weights.read_bytes())

@@ -11,9 +11,9 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from supabase_bridge.checks import Checks
 
 from supabase_bridge.activate import verify_release
+from supabase_bridge.checks import Checks
 from supabase_bridge.completion import TrainingFacts
 from supabase_bridge.documents import Origin
 from supabase_bridge.draft import Draft

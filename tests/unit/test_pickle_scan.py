@@ -21,7 +21,7 @@ from supabase_bridge.demo.interactions import generate_interactions
 from supabase_bridge.demo.state_dict import write_state_dict
 from supabase_bridge.demo.two_tower import Hyperparameters, train
 from supabase_bridge.errors import UnsafePickleError
-from supabase_bridge.pickle_scan import scan
+from supabase_bridge.pickle_scan import scan as scan_file
 
 MAGIC = 0x1950A86A20F9469CFC6C
 PLAIN = pickle.dumps(OrderedDict(weights=1.0), protocol=2)
@@ -56,6 +56,11 @@ def legacy(pickled: bytes) -> bytes:
     """What torch.save wrote before 1.6: five pickles, then the storages' bytes."""
     small = [pickle.dumps(item, protocol=2) for item in (MAGIC, 1001, {"little_endian": True})]
     return b"".join([*small, pickled, pickle.dumps(["0"], protocol=2)]) + struct.pack("<Q", 2) + b"\x80\x02c\xff"
+
+
+def scan(path: Path, *, allowed: tuple[str, ...]) -> None:
+    with path.open("rb") as file:
+        scan_file(file, path.name, allowed=allowed)
 
 
 def refused(path: Path, data: bytes, *, name: str = "m.pt", allowed: tuple[str, ...] = ()) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from supabase_bridge.activate import VerifiedRelease, activate, verify_release
 from supabase_bridge.by_hand import sign_release
+from supabase_bridge.checks import Checks
 from supabase_bridge.documents import FileRecord, Manifest, ModelMeta, Origin
 from supabase_bridge.draft import Draft
 from supabase_bridge.errors import (
@@ -46,7 +48,8 @@ def draft(tmp_path: Path) -> Draft:
 
 def upload(store: MemoryStore, drafted: Draft, seal: Seal = FIRST) -> VerifiedRelease:
     nothing: Any = None  # Neither the registry nor the sources are asked when a draft is uploaded.
-    mirror = Mirror(nothing, nothing, store, baseline_channel="latest", seal=seal)
+    checks = Checks(timeout=timedelta(minutes=1), memory_bytes=10**9)
+    mirror = Mirror(nothing, nothing, store, baseline_channel="latest", checks=checks, seal=seal)
     mirror._upload(drafted, KEYS, FACTS, Origin(registered_model="two_tower", version=1), None)
     return verify_release(store, KEYS, seal=seal)
 
