@@ -1,9 +1,9 @@
-"""What capture adds to a stage transition: our registry store against MLflow's own, on SQLite.
+"""What capture adds to a stage transition over REST: a server with our registry store against one with MLflow's own.
 
-    python -m benchmarks.transition_cost [--rounds 400] [--limit 1.25]
+    python -m benchmarks.transition_cost [--database sqlite] [--rounds 300] [--limit 1.15]
 
-The two take turns, so that what else the machine does strikes both alike. Exit code 1: the ratio of the medians is
-above the limit.
+The two servers take turns, so that what else the machine does strikes both alike. Exit code 1: the ratio of the medians
+is above the limit.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+import httpx
 
-from mlflow_supabase.registry_store import build
+from benchmarks.registries import database_server, mlflow_server, transition
 
 MODEL = "two_tower"
 STAGES = ("Production", "Staging")
@@ -27,34 +27,40 @@ WARM_UP = 20
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.transition_cost", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=400, help="transitions of each store (default: 400)")
-    parser.add_argument("--limit", type=float, default=1.25, help="highest ratio that passes (default: 1.25)")
+    parser.add_argument("--database", choices=("sqlite", "postgresql", "mariadb"), default="sqlite")
+    parser.add_argument("--rounds", type=int, default=300, help="transitions of each store (default: 300)")
+    parser.add_argument("--limit", type=float, default=1.15, help="highest ratio that passes (default: 1.15)")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as directory:
-        stock = SqlAlchemyStore(f"sqlite:///{Path(directory, 'stock.db')}")
-        ours = build(f"supabase+sqlite:///{Path(directory, 'ours.db')}")
-        stock_ms, ours_ms = _medians_ms([stock, ours], rounds=options.rounds)
-        for store in (stock, ours):
-            store.engine.dispose()
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(database_server(options.database))
+        clients: list[httpx.Client] = []
+        for name, prefix in (("stock", ""), ("ours", "supabase+")):
+            home = directory / name
+            home.mkdir()
+            url = server.create() if server else f"sqlite:///{home / 'mlflow.db'}"
+            clients.append(stack.enter_context(mlflow_server(home, {}, backend=url, registry=f"{prefix}{url}")))
+        stock_ms, ours_ms = _medians_ms(clients, rounds=options.rounds)
     ratio = ours_ms / stock_ms
     print(
-        f"transition on SQLite: stock {stock_ms:.2f} ms, ours {ours_ms:.2f} ms, ratio {ratio:.2f} "
-        f"(limit {options.limit:.2f})"
+        f"transition over REST on {options.database}: stock {stock_ms:.2f} ms, ours {ours_ms:.2f} ms, "
+        f"ratio {ratio:.2f} (limit {options.limit:.2f})"
     )
     return int(ratio > options.limit)
 
 
-def _medians_ms(stores: Sequence[Any], *, rounds: int) -> list[float]:
-    """The median time of a transition, by store; the order within a round changes from round to round."""
-    for store in stores:
-        store.create_registered_model(MODEL)
-        store.create_model_version(MODEL, "s3://bucket/model")
-    times: list[list[float]] = [[] for _ in stores]
+def _medians_ms(clients: Sequence[httpx.Client], *, rounds: int) -> list[float]:
+    """The median time of a transition, by server; the order within a round changes from round to round."""
+    for client in clients:
+        client.post("registered-models/create", json={"name": MODEL}).raise_for_status()
+        version = {"name": MODEL, "source": "s3://bucket/model"}
+        client.post("model-versions/create", json=version).raise_for_status()
+    times: list[list[float]] = [[] for _ in clients]
     for number in range(WARM_UP + rounds):
-        turns = list(enumerate(stores))
-        for index, store in turns if number % 2 else reversed(turns):
+        turns = list(enumerate(clients))
+        for index, client in turns if number % 2 else reversed(turns):
             start = time.perf_counter()
-            store.transition_model_version_stage(MODEL, 1, STAGES[number % 2], archive_existing_versions=False)
+            transition(client, MODEL, 1, STAGES[number % 2])
             times[index].append((time.perf_counter() - start) * 1000)
     return [statistics.median(measured[WARM_UP:]) for measured in times]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import sqlite3
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,28 @@ _LIMIT_SECONDS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class DatabaseServer:
-    """A running server. `admin_url` is for SQLAlchemy, of a user who may do everything."""
+    """A running server.
+
+    Attributes:
+        admin_url: For SQLAlchemy, of a user who may do everything.
+        stop: Ends it, after every transaction in hand was rolled back.
+        start: Starts it again, on the same port.
+    """
 
     admin_url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+    def create_like(self, url: str) -> str:
+        """Create a copy of a database that nobody uses any more, whose connections are ended (PostgreSQL); its URL."""
+        name, original = f"test_{uuid.uuid4().hex[:12]}", sa.make_url(url).database
+        engine = sa.create_engine(self.admin_url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            users = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
+            connection.execute(users, {"name": original})
+            connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {original}"))
+        engine.dispose()
+        return sa.make_url(self.admin_url).set(database=name).render_as_string(hide_password=False)
 
     def create(self) -> str:
         """Create an empty database; its URL."""
@@ -40,6 +60,20 @@ class DatabaseServer:
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[DatabaseServer]:
     """A PostgreSQL server of this test session; skips, or fails in CI, where PostgreSQL is not installed."""
+    with running_postgresql() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[DatabaseServer]:
+    """A MariaDB server of this test session; skips, or fails in CI, where MariaDB is not installed."""
+    with running_mariadb() as server:
+        yield server
+
+
+@contextmanager
+def running_postgresql() -> Iterator[DatabaseServer]:
+    """A PostgreSQL server for the length of a block."""
     newest_first = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -int(path.parent.name))
     initdb = _binary("initdb", newest_first, install="postgresql")
     with _private_directory() as home:
@@ -48,17 +82,26 @@ def postgresql() -> Iterator[DatabaseServer]:
         port = free_port()
         options = f"-h 127.0.0.1 -p {port} -k '' -c fsync=off -c synchronous_commit=off -c max_connections=60"
         pg_ctl = initdb.with_name("pg_ctl")
-        _run([pg_ctl, "-D", data, "-l", home / "log", "-w", "-t", str(_LIMIT_SECONDS), "-o", options, "start"], home)
+
+        def start() -> None:
+            limit = str(_LIMIT_SECONDS)
+            _run([pg_ctl, "-D", data, "-l", home / "log", "-w", "-t", limit, "-o", options, "start"], home)
+
+        def stop() -> None:
+            _run([pg_ctl, "-D", data, "-m", "fast", "-w", "stop"], home)
+
+        start()
         try:
-            yield DatabaseServer(admin_url=f"postgresql+psycopg://mlflow@127.0.0.1:{port}/postgres")
+            url = f"postgresql+psycopg://mlflow@127.0.0.1:{port}/postgres"
+            yield DatabaseServer(admin_url=url, stop=stop, start=start)
         finally:
             # pg_ctl stops the process whose id is in the data directory.
             _run([pg_ctl, "-D", data, "-m", "immediate", "-w", "stop"], home)
 
 
-@pytest.fixture(scope="session")
-def mariadb() -> Iterator[DatabaseServer]:
-    """A MariaDB server of this test session; skips, or fails in CI, where MariaDB is not installed."""
+@contextmanager
+def running_mariadb() -> Iterator[DatabaseServer]:
+    """A MariaDB server for the length of a block."""
     mariadbd = _binary("mariadbd", [Path("/usr/sbin")], install="mariadb-server")
     installer = _binary("mariadb-install-db", [], install="mariadb-server")
     admin = _binary("mariadb-admin", [], install="mariadb-client")
@@ -86,9 +129,20 @@ def mariadb() -> Iterator[DatabaseServer]:
             try:
                 address = ["--host=127.0.0.1", f"--port={port}", "--protocol=tcp", "--user=mlflow"]
                 _run([admin, "--no-defaults", *address, f"--wait={_LIMIT_SECONDS}", "ping"], home)
-                yield DatabaseServer(admin_url=f"mysql+pymysql://mlflow@127.0.0.1:{port}/mysql")
+                url = f"mysql+pymysql://mlflow@127.0.0.1:{port}/mysql"
+                yield DatabaseServer(admin_url=url, stop=_not_offered, start=_not_offered)
             finally:
                 process.kill()
+
+
+def _not_offered() -> None:
+    raise NotImplementedError("only PostgreSQL is stopped and started by a test")
+
+
+def copy_sqlite(source: Path, target: Path) -> None:
+    """Copy a database that is in use: of its file alone a copy lacks what is in the write-ahead log still."""
+    with closing(sqlite3.connect(source)) as original, closing(sqlite3.connect(target)) as copy:
+        original.backup(copy)
 
 
 def _binary(name: str, directories: Sequence[Path], *, install: str) -> Path:

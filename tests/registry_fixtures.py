@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -34,6 +33,7 @@ from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.outbox.events import Event
 from supabase_bridge.runtime import Runtime, runtime
 from supabase_bridge.worker import Handled, Worker
+from tests.databases import copy_sqlite
 from tests.simulators.storage import StorageSimulator
 
 MODEL = "two_tower"
@@ -303,7 +303,7 @@ def supabase_scene(make_scene: MakeScene, supabase_settings: Settings) -> Scene:
 def fill_home(settings: Settings, empty_database: Path) -> None:
     """Give a home MLflow's database."""
     settings.home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(empty_database, settings.home / "mlflow.db")
+    copy_sqlite(empty_database, settings.home / "mlflow.db")
 
 
 def supabase_environment(simulator: StorageSimulator) -> dict[str, str]:

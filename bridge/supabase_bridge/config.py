@@ -26,6 +26,8 @@ FILE_NAME = "supabase-bridge.toml"
 RESUMABLE_THRESHOLD_BYTES = 50_000_000
 _STAGES = ("None", "Staging", "Production", "Archived")
 _FILE_LIMIT_BYTES = 1_000_000
+_SHORTEST_SECONDS = {"temporary_keys_age": 86_400}
+"""Of a span of time, where 0.001 is too short: a younger upload may still be gone on with."""
 
 
 class Secret:
@@ -68,11 +70,16 @@ class Settings:
         stages: From an MLflow stage to the channel it switches.
         aliases: From an alias to the channel it switches.
         workspaces: From an MLflow workspace other than the default one to the bucket that is its own.
-        poll_interval: How long an idle worker waits between two looks at the outbox.
+        poll_interval: How long an idle worker waits between two looks at an outbox whose database cannot wake it.
+        concurrency: How many changes, of different models, a worker carries out at once.
+        outbox_retention: How long finished changes are kept.
         lease: How long a silent worker keeps an event before another may take it.
         retry_cap: The longest pause between two attempts.
         give_up_after: How long a failing event is retried before it becomes a dead letter.
         run_grace: How long a new version waits for its training run to end before it is mirrored all the same.
+        reconcile_interval: How long after one pass that looks for what no event said the next one begins; 0: never.
+        temporary_keys_age: How old what an upload left behind is before it is removed.
+        watch_database_url: Where `watch-registry` keeps what it has seen.
         request_timeout: How long one storage request may stay silent.
         resumable_threshold_bytes: A file larger than this is uploaded in chunks, which survive a broken connection.
         cache_dir: Where downloaded files of releases are kept by digest; None: nowhere, since there is no home.
@@ -104,11 +111,16 @@ class Settings:
     )
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     workspaces: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    poll_interval: timedelta = timedelta(milliseconds=250)
+    poll_interval: timedelta = timedelta(seconds=1)
+    concurrency: int = 1
+    outbox_retention: timedelta = timedelta(days=90)
     lease: timedelta = timedelta(seconds=60)
     retry_cap: timedelta = timedelta(minutes=5)
     give_up_after: timedelta = timedelta(days=3)
     run_grace: timedelta = timedelta(hours=1)
+    reconcile_interval: timedelta = timedelta(minutes=15)
+    temporary_keys_age: timedelta = timedelta(hours=48)
+    watch_database_url: str = field(default="", repr=False)  # It may hold a password.
     request_timeout: timedelta = timedelta(seconds=20)
     resumable_threshold_bytes: int = RESUMABLE_THRESHOLD_BYTES
     cache_dir: Path | None = None
@@ -226,6 +238,8 @@ def _complete(settings: Settings, *, reading: bool) -> Settings:
     shared = [*settings.workspaces.values(), settings.bucket]
     if len(set(shared)) < len(shared):
         raise SettingsError("[workspaces]", "two workspaces share a bucket; each needs one of its own")
+    if not _is_count(settings.concurrency, _COUNTS["concurrency"]):
+        raise SettingsError("concurrency", _complaint("concurrency"))
     if DEFAULT_WORKSPACE in settings.workspaces:
         raise SettingsError("[workspaces]", f"{DEFAULT_WORKSPACE!r} has the bucket that `bucket` names")
     if mixed := settings.release_buckets.intersection(settings.artifact_buckets):
@@ -240,6 +254,7 @@ def _complete(settings: Settings, *, reading: bool) -> Settings:
         supabase_url=settings.supabase_url.rstrip("/") if settings.supabase_url else None,
         database_url=settings.database_url or f"sqlite:///{home / 'mlflow.db'}",
         artifacts_destination=settings.artifacts_destination or str(home / "artifacts"),
+        watch_database_url=settings.watch_database_url or f"sqlite:///{home / 'watch.db'}",
     )
 
 
@@ -267,6 +282,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         ("SUPABASE_BRIDGE_DATABASE_URL", "database_url"),
         ("SUPABASE_BRIDGE_ARTIFACTS_DESTINATION", "artifacts_destination"),
         ("SUPABASE_BRIDGE_TRACKING_URI", "tracking_uri"),
+        ("SUPABASE_BRIDGE_WATCH_DATABASE_URL", "watch_database_url"),
     ):
         if text := environ.get(variable, "").strip():
             values[name] = text
@@ -323,6 +339,7 @@ def _user_cache(environ: Mapping[str, str]) -> Path | None:
 
 _SECONDS = (
     "poll_interval",
+    "outbox_retention",
     "lease",
     "retry_cap",
     "give_up_after",
@@ -330,8 +347,13 @@ _SECONDS = (
     "request_timeout",
     "max_age",
     "check_timeout",
+    "reconcile_interval",
+    "temporary_keys_age",
 )
-_TEXTS = ("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri")
+_COUNTS = {"concurrency": 64}
+_TEXTS = ("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri", "watch_database_url")
+_NEVER = ("reconcile_interval",)
+"""Which spans may be 0: what happens after them does not happen."""
 _LISTS = ("artifact_buckets", "allowed_sources", "allowed_pickle_globals")
 _PATHS = ("cache_dir", "signing_key_file")
 _PATH_LISTS = ("trusted_keys",)
@@ -370,13 +392,13 @@ def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
             values[name] = _gates(path, value)
         elif name in _SWITCHES and isinstance(value, bool):
             values[name] = value
-        elif name in _SECONDS and _is_span(value):
+        elif name in _SECONDS and _is_span(value, name):
             values[name] = timedelta(seconds=value)
         elif name in _TEXTS and isinstance(value, str) and value:
             values[name] = value
         elif name in _PATHS and isinstance(value, str) and value:
             values[name] = _expanded(path, name, value)
-        elif name in _SIZES and _is_size(value):
+        elif (name in _SIZES and _is_size(value)) or (name in _COUNTS and _is_count(value, _COUNTS[name])):
             values[name] = value
         elif name in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
             values[name] = tuple(value)
@@ -394,12 +416,18 @@ def _expanded(path: Path, name: str, value: str) -> Path:
         raise SettingsError(f"{path}: {name}", "names the home directory of nobody here") from error
 
 
-def _is_span(seconds: object) -> bool:
-    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0.001 <= seconds <= 1e9
+def _is_span(seconds: object, name: str) -> bool:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return False
+    return (seconds == 0 and name in _NEVER) or _SHORTEST_SECONDS.get(name, 0.001) <= seconds <= 1e9
 
 
 def _is_size(size_bytes: object) -> bool:
     return isinstance(size_bytes, int) and not isinstance(size_bytes, bool) and size_bytes >= 0
+
+
+def _is_count(number: object, most: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= most
 
 
 def _text_table(path: Path, name: str, value: object) -> Mapping[str, str]:
@@ -427,9 +455,12 @@ def _complaint(name: str) -> str:
     if name not in known | {"channels"}:
         return f"no such setting; there are {', '.join(sorted(known | {'channels'}))}"
     if name in _SECONDS:
-        return "expected a number of seconds, 0.001 at least and 1e9 at most"
+        never = ", or 0 for never" if name in _NEVER else ""
+        return f"expected a number of seconds, {_SHORTEST_SECONDS.get(name, 0.001)} at least and 1e9 at most{never}"
     if name in _SWITCHES:
         return "expected true or false"
+    if name in _COUNTS:
+        return f"expected a whole number, 1 at least and {_COUNTS[name]} at most"
     if name in _SIZES:
         return "expected a whole number of bytes, 0 at least"
     return "expected a list of texts" if name in _LISTS + _PATH_LISTS else "expected a text"

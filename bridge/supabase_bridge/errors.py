@@ -553,6 +553,10 @@ class RegistryUnavailableError(BridgeError):
         self.reason = reason
 
 
+class OutboxContendedError(RegistryUnavailableError):
+    """Several workers or servers wrote to the outbox at one moment, and the database let the others go first."""
+
+
 class RegistryRefusedError(BridgeError):
     """MLflow answered that it will not do this, and will not later either."""
 
@@ -571,6 +575,18 @@ class NotAnMlflowDatabaseError(BridgeError):
             "Start `supabase-bridge server` once, or point SUPABASE_BRIDGE_DATABASE_URL at MLflow's --backend-store-uri"
         )
         self.database = database
+
+
+class OutboxNewerError(BridgeError):
+    """A later release of the bridge has migrated the outbox's tables."""
+
+    def __init__(self, found: str, known: str) -> None:
+        super().__init__(
+            f"the outbox's tables are at revision {found}, and this release of the bridge knows them up to {known}; "
+            "install the release that migrated them, or a later one, wherever this database is used"
+        )
+        self.found = found
+        self.known = known
 
 
 class PluginMissingError(BridgeError):

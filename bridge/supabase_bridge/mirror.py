@@ -243,13 +243,18 @@ class Mirror:
         )
 
     def _baseline(self, keys: ReleaseKeys) -> Metrics | None:
-        """The metrics of the release that is current now; none where nothing is, or its metrics are not to be had."""
+        """The metrics of the release that is current now; none where nothing is, or its metrics are not to be had.
+
+        For a release that is current itself, and is mirrored again, those of the one before it, as at its first time.
+        """
         channel = ChannelKeys(model_key=keys.model_key, channel=self._baseline_channel)
         head = ChannelLog(self._store, channel, self._seal).look().head
-        if head is None:
+        candidates = [] if head is None else [head.current, *head.previous]
+        baseline = next((release for release in candidates if release.run_id != str(keys.run_id)), None)
+        if baseline is None or baseline.metrics_path is None:
             return None
         try:
-            return Metrics.parse(self._store.read(head.current.metrics_path, limit_bytes=LIMIT_BYTES))
+            return Metrics.parse(self._store.read(baseline.metrics_path, limit_bytes=LIMIT_BYTES))
         except (ObjectNotFoundError, ObjectTooLargeError, InvalidDocumentError):
             return None
 

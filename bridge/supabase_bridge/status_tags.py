@@ -15,8 +15,8 @@ ERROR_TAG = "supabase.error"
 NOTE_TAG = "supabase.note"
 VERDICT_TAG = "supabase.verdict"
 """What a gate said; `supabase.gate` is the registered model's tag that steers one."""
-_CHANNEL_TAG = "supabase.channel."
-_CURRENT = "current since "
+CHANNEL_TAG = "supabase.channel."
+CURRENT = "current since "
 
 
 class Status(str, Enum):
@@ -44,15 +44,15 @@ def promotion_verdict(target: str, said: str) -> tuple[str, str]:
 
 def activated(entry: Manifest) -> Tags:
     """A release became the current one of a channel."""
-    since = f"{_CURRENT}{format_time(entry.current.published_at)}"
-    return {STATUS_TAG: Status.ACTIVE.value, _CHANNEL_TAG + entry.channel: since, ERROR_TAG: None, NOTE_TAG: None}
+    since = f"{CURRENT}{format_time(entry.current.published_at)}"
+    return {STATUS_TAG: Status.ACTIVE.value, CHANNEL_TAG + entry.channel: since, ERROR_TAG: None, NOTE_TAG: None}
 
 
 def superseded(tags: Mapping[str, str], entry: Manifest) -> Tags:
     """A release is no longer the current one of a channel; it stays active where it is current in another one."""
-    own = _CHANNEL_TAG + entry.channel
+    own = CHANNEL_TAG + entry.channel
     elsewhere = any(
-        name.startswith(_CHANNEL_TAG) and name != own and value.startswith(_CURRENT) for name, value in tags.items()
+        name.startswith(CHANNEL_TAG) and name != own and value.startswith(CURRENT) for name, value in tags.items()
     )
     status = Status.ACTIVE if elsewhere else Status.SUPERSEDED
     return {STATUS_TAG: status.value, own: f"superseded by {entry.current.run_id}"}

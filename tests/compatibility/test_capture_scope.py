@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ from supabase_bridge.config import Settings
 from supabase_bridge.outbox.events import EventKind
 from supabase_bridge.outbox.schema import ensure_schema
 from tests.compatibility.registries import MODEL, REGISTRY_TABLES, SOURCE, Registry, event, recorded
+from tests.databases import copy_sqlite
 
 HAS_WORKSPACES = find_spec("mlflow.store.model_registry.sqlalchemy_workspace_store") is not None
 
 
 def test_a_stock_store_of_another_database_records_nothing(sqlite_registry: Registry, tmp_path: Path) -> None:
     copy = tmp_path / "stock.db"
-    shutil.copyfile(sqlite_registry.engine.url.database or "", copy)
+    copy_sqlite(Path(sqlite_registry.engine.url.database or ""), copy)
     stock = SqlAlchemyStore(f"sqlite:///{copy}")
     stock.create_registered_model(MODEL)
     stock.create_model_version(MODEL, SOURCE)

@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -41,6 +40,7 @@ with warnings.catch_warnings():
 from supabase_bridge.processing import Processor
 from supabase_bridge.registry import Registry
 from supabase_bridge.worker import Worker
+from tests.databases import copy_sqlite
 
 MODEL = "two_tower"
 LEASE = timedelta(milliseconds=300)
@@ -138,10 +138,12 @@ class CountedOutbox(Outbox):
         super().__init__(engine)
         self._effects = effects
 
-    def claim(self, worker: str, *, now: datetime, lease: timedelta) -> Event | None:
+    def claim(self, worker: str, *, lease: timedelta, now: datetime | None = None) -> Event | None:
         return self._effects("claim", lambda: super(CountedOutbox, self).claim(worker, now=now, lease=lease))
 
-    def finish(self, event: Event, worker: str, state: EventState, outcome: str, *, now: datetime) -> None:
+    def finish(
+        self, event: Event, worker: str, state: EventState, outcome: str, *, now: datetime | None = None
+    ) -> None:
         finish = super().finish
         self._effects(f"finish {event.id}", lambda: finish(event, worker, state, outcome, now=now))
 
@@ -213,7 +215,7 @@ def run(home: Path, runs: Path, name: str, kill: Kill | None) -> None:
     # Always the same place while it runs, so that MLflow's stores of it are made once; then a place of its own.
     directory = runs / "running"
     directory.mkdir(parents=True)
-    shutil.copyfile(home / "mlflow.db", directory / "mlflow.db")
+    copy_sqlite(home / "mlflow.db", directory / "mlflow.db")
     # A bucket of its own: the simulator is shared. The artifacts are too, which are only read.
     settings = Settings.load(home=directory, artifacts_destination=str(home / "artifacts"), bucket=name, lease=LEASE)
 

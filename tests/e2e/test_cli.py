@@ -34,6 +34,8 @@ COMMANDS = [
     ("keys", "list"),
     ("keys", "sign-manifest"),
     ("keys", "sign-release"),
+    ("sync",),
+    ("watch-registry",),
     ("outbox", "list"),
     ("outbox", "retry"),
     ("outbox", "discard"),

@@ -235,6 +235,11 @@ def test_a_span_that_nobody_can_wait_for_is_refused(seconds: str, tmp_path: Path
     assert "seconds" in refused(tmp_path, toml=f"lease = {seconds}").problem
 
 
+@pytest.mark.parametrize("count", ["0", "65", "true", "1.5", '"2"'])
+def test_a_concurrency_that_is_no_number_of_threads_is_refused(count: str, tmp_path: Path) -> None:
+    assert "1 at least and 64 at most" in refused(tmp_path, toml=f"concurrency = {count}").problem
+
+
 def test_channels_workspaces_and_lists_are_read_from_the_file(tmp_path: Path) -> None:
     settings = load(
         tmp_path,

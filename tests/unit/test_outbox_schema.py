@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,13 +9,19 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import NotAnMlflowDatabaseError, RegistryUnavailableError, SettingsError
 from supabase_bridge.outbox.opening import open_outbox
 from supabase_bridge.outbox.queue import Outbox
-from supabase_bridge.outbox.schema import META, OUTBOX, ensure_schema
-from tests.unit.test_outbox import claim, connect
+from supabase_bridge.outbox.schema import META, ensure_schema
+from tests.compatibility.outboxes import claim
+from tests.compatibility.outboxes import connect as connect_to
+
+
+def connect(path: Path) -> Engine:
+    return connect_to(f"sqlite:///{path}")
 
 
 def test_an_mlflow_database_is_prepared_and_keeps_its_identity(tmp_path: Path) -> None:
@@ -71,23 +76,6 @@ def prepare_at_once(path: Path, ready: Any) -> None:
     engine.dispose()
 
 
-def test_four_servers_that_start_at_once_make_one_outbox(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(4)
-    path = tmp_path / "mlflow.db"
-    processes = [context.Process(target=prepare_at_once, args=(path, ready)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
-    engine = connect(path)
-    assert set(sa.inspect(engine).get_table_names()) >= {OUTBOX.name, META.name}
-    with engine.connect() as connection:
-        assert connection.execute(sa.select(sa.func.count()).select_from(META)).scalar_one() == 1
-    engine.dispose()
-
-
 def test_threads_that_start_at_once_make_one_outbox(tmp_path: Path) -> None:
     for number in range(10):
         path = tmp_path / f"{number}.db"
@@ -98,3 +86,27 @@ def test_threads_that_start_at_once_make_one_outbox(tmp_path: Path) -> None:
         with engine.connect() as connection:
             assert connection.execute(sa.select(sa.func.count()).select_from(META)).scalar_one() == 1
         engine.dispose()
+
+
+def test_a_sqlite_file_uses_the_write_ahead_log_and_mlflow_goes_on_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    engine = connect(path)
+    ensure_schema(engine)
+    stock = sa.create_engine(f"sqlite:///{path}")
+    with stock.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    with stock.begin() as writer, engine.connect() as reader:
+        writer.execute(META.update().values(registry_id="another"))
+        assert reader.execute(sa.select(META.c.registry_id)).scalar_one() != "another"
+    for each in (stock, engine):
+        each.dispose()
+
+
+def test_a_file_that_cannot_have_the_log_is_used_without(tmp_path: Path) -> None:
+    # This way of locking has no shared memory, which the log needs; a network's file system may have none either.
+    engine = sa.create_engine(f"sqlite:///file:{tmp_path / 'mlflow.db'}?vfs=unix-dotfile&uri=true")
+    ensure_schema(engine)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete"
+    assert claim(Outbox(engine)) is None
+    engine.dispose()

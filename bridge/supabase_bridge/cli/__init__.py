@@ -33,6 +33,8 @@ _COMMANDS = {
     "pull": ("supabase_bridge.cli.pull", "Put a release's files into a directory, verified."),
     "watch": ("supabase_bridge.cli.watch", "Run something whenever another release becomes current."),
     "verify": ("supabase_bridge.cli.verify", "Check a release's signature and every byte of its files."),
+    "sync": ("supabase_bridge.cli.sync", "Find what no event said; mirror an existing registry."),
+    "watch-registry": ("supabase_bridge.cli.watch_registry", "Follow an MLflow server that cannot have the plugin."),
     "outbox": ("supabase_bridge.cli.outbox", "List, retry or discard registry changes."),
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import datetime
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,23 @@ def command() -> None:
 @command.command("list")
 @click.option("--state", type=click.Choice(_STATES), multiple=True, help="Only these; by default pending and dead.")
 @click.option("--all", "everything", is_flag=True, help="Finished ones too.")
+@click.option("--limit", type=click.IntRange(min=1), help="So many at most.")
+@click.option("--after", type=click.IntRange(min=1), metavar="ID", help="Go on behind this one, the last one seen.")
+@click.option("--newest", is_flag=True, help="The newest first.")
 @json_option
 @home_option
-def list_events(state: tuple[str, ...], everything: bool, as_json: bool, home: Path | None) -> None:
+def list_events(
+    state: tuple[str, ...],
+    everything: bool,
+    limit: int | None,
+    after: int | None,
+    newest: bool,
+    as_json: bool,
+    home: Path | None,
+) -> None:
     """List changes, the oldest first: what waits and what failed, with the reason.
 
-    With --json each line is one change.
+    With --json each line is one change. With --limit and --after they come page by page.
 
     \b
     Example:  supabase-bridge outbox list --state dead
@@ -43,11 +55,13 @@ def list_events(state: tuple[str, ...], everything: bool, as_json: bool, home: P
     if not wanted and not everything:
         wanted = [EventState.PENDING, EventState.DEAD]
     count = 0
-    for event in _events(Settings.load(home=home), wanted):
+    found = _events(Settings.load(home=home), wanted, after=after, newest_first=newest)
+    for event in islice(found, limit):
         count += 1
         click.echo(_json_line(event) if as_json else _line(event))
     if not count and not as_json:
-        click.echo("nothing waits and nothing failed" if not everything and not state else "none", err=True)
+        plain = not everything and not state and after is None
+        click.echo("nothing waits and nothing failed" if plain else "none", err=True)
 
 
 @command.command("retry")
@@ -78,16 +92,16 @@ def discard(event_id: int, home: Path | None) -> None:
     from supabase_bridge.outbox.opening import open_outbox
 
     with open_outbox(Settings.load(home=home)) as outbox:
-        outbox.discard(event_id, now=datetime.now(timezone.utc))
+        outbox.discard(event_id)
     click.echo(f"event {event_id} is discarded")
 
 
-def _events(settings: Settings, states: list[EventState]) -> Iterator[Event]:
+def _events(settings: Settings, states: list[EventState], *, after: int | None, newest_first: bool) -> Iterator[Event]:
     # SQLAlchemy takes a third of a second to import.
     from supabase_bridge.outbox.opening import open_outbox
 
     with open_outbox(settings) as outbox:
-        yield from outbox.events(states=states)
+        yield from outbox.events(states=states, after=after, newest_first=newest_first)
 
 
 def _line(event: Event) -> str:

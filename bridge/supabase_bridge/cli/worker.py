@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 @click.command("worker")
 @home_option
 @click.option("--once", is_flag=True, help="Do what is due, then exit; 1 if anything failed for good.")
-def command(home: Path | None, once: bool) -> None:
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 64),
+    help="Changes of different models carried out at once. [setting concurrency; default: 1]",
+)
+def command(home: Path | None, once: bool, concurrency: int | None) -> None:
     """Take registry changes from the outbox and bring Supabase in step, until stopped.
 
-    SIGTERM or Ctrl-C stops it after the change in hand; any number of workers may run.
+    SIGTERM or Ctrl-C stops it after the changes in hand; any number of workers may run.
 
     \b
     Example:  supabase-bridge worker --once
     """
-    settings = Settings.load(home=home)
+    settings = Settings.load(home=home, concurrency=concurrency)
     say_store(settings)
     say_database(settings)
     # MLflow takes seconds to import.
@@ -42,7 +47,9 @@ def command(home: Path | None, once: bool) -> None:
             failed.append(handled.event.id)
         click.echo(handled_line(handled))
 
-    with runtime(settings, announce=upload_bar()) as made:
+    # Several bars at once on one line are none.
+    bar = upload_bar() if settings.concurrency == 1 else None
+    with runtime(settings, announce=bar) as made:
         worker = made.worker(on_handled=show)
         if once:
             count = worker.drain()

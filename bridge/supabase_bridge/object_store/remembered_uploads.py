@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -121,6 +122,38 @@ class RememberedUploads:
             if path is not None and lock is not None:
                 discard(path.with_suffix(".lock"))
                 os.close(lock)
+
+
+def forget_stale(directory: Path, *, before: datetime, dry_run: bool) -> list[Path]:
+    """Remove what is remembered of uploads that nobody has gone on with since `before`; returns what was removed.
+
+    An upload that is under way is left alone, however long it takes.
+
+    Args:
+        dry_run: Remove nothing; what would be removed is returned.
+    """
+    gone: list[Path] = []
+    for path in sorted(directory.glob("*.json")) + sorted(directory.glob("*.part")):
+        if not _is_older(path, before):
+            continue
+        if dry_run:
+            gone.append(path)
+        elif (lock := _lock(path.with_name(f"{path.name.split('.')[0]}.lock"))) is not None:
+            try:
+                if _is_older(path, before):
+                    discard(path)
+                    gone.append(path)
+            finally:
+                discard(path.with_name(f"{path.name.split('.')[0]}.lock"))
+                os.close(lock)
+    return gone
+
+
+def _is_older(path: Path, moment: datetime) -> bool:
+    try:
+        return path.stat().st_mtime < moment.timestamp()
+    except OSError:
+        return False
 
 
 def _read(path: Path) -> Unfinished | None:

@@ -22,9 +22,10 @@ def open_outbox(settings: Settings) -> Iterator[Outbox]:
 
     Raises:
         SettingsError: the database URL is malformed, or its driver is not installed.
-        NotAnMlflowDatabaseError, RegistryUnavailableError: see `Outbox.prepare`.
+        NotAnMlflowDatabaseError, OutboxNewerError, RegistryUnavailableError: see `Outbox.prepare`.
     """
-    engine = _engine(settings.database_url)
+    # One for each change in hand, one for each lease to renew now and then, one to listen.
+    engine = connect(settings.database_url, connections=2 * settings.concurrency + 3)
     try:
         outbox = Outbox(engine)
         outbox.prepare()
@@ -33,12 +34,22 @@ def open_outbox(settings: Settings) -> Iterator[Outbox]:
         engine.dispose()
 
 
-def _engine(url: str) -> Engine:
+def connect(url: str, *, connections: int = 5) -> Engine:
+    """An engine as the outbox needs it: it waits where SQLite is busy, and reads what is committed by now.
+
+    Args:
+        url: MLflow's --backend-store-uri.
+        connections: How many are kept open at most.
+
+    Raises:
+        SettingsError: see `open_outbox`.
+    """
     try:
         parsed = sa.make_url(url)
-        sqlite = parsed.get_backend_name() == "sqlite"
-        arguments = {"timeout": _BUSY_TIMEOUT_SECONDS} if sqlite else {}
-        return sa.create_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
+        if parsed.get_backend_name() == "sqlite":
+            return sa.create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS}, pool_size=connections)
+        # MySQL's default, REPEATABLE READ, locks gaps between rows: MLflow would wait for us before it may record.
+        return sa.create_engine(parsed, isolation_level="READ COMMITTED", pool_pre_ping=True, pool_size=connections)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         problem = f"no database URL that SQLAlchemy can use here ({type(error).__name__}: {error})"
         raise SettingsError("SUPABASE_BRIDGE_DATABASE_URL", problem) from error

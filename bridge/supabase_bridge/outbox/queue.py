@@ -10,22 +10,29 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.sql.expression import ColumnElement
 
 from supabase_bridge.errors import (
     EventNotFoundError,
     LeaseLostError,
     NotAnMlflowDatabaseError,
+    OutboxContendedError,
     RegistryUnavailableError,
 )
-from supabase_bridge.outbox.events import Event, EventKind, EventState
+from supabase_bridge.outbox import statements
+from supabase_bridge.outbox.bells import Bell, open_bell
+from supabase_bridge.outbox.clock import DatabaseTime
+from supabase_bridge.outbox.events import Event, EventState
 from supabase_bridge.outbox.rows import milliseconds, to_event, to_ms
 from supabase_bridge.outbox.schema import META, OUTBOX, ensure_schema
 
 _OUTCOME_LIMIT = 2_000
 _PAGE = 500
-_CANDIDATES = 8
-_PENDING = OUTBOX.c.state == EventState.PENDING.value
+_BATCH = 500
+_CANDIDATES = 32
+_ROUNDS = 10
+_DEADLOCK = {"40P01", "40001", 1213}
 
 
 class Outbox:
@@ -42,11 +49,17 @@ class Outbox:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @property
+    def engine(self) -> Engine:
+        """The database that the outbox is in."""
+        return self._engine
+
     def prepare(self) -> None:
         """Check that this is MLflow's database, and create the outbox's tables where they are missing.
 
         Raises:
             NotAnMlflowDatabaseError: it is reachable, but has no model registry.
+            OutboxNewerError: a later release of the bridge has migrated its outbox.
         """
         with _named_errors("open its database"):
             url = self._engine.url
@@ -61,77 +74,80 @@ class Outbox:
         with self._transaction() as connection:
             return str(connection.execute(sa.select(META.c.registry_id)).scalar_one())
 
-    def claim(self, worker: str, *, now: datetime, lease: timedelta) -> Event | None:
+    def claim(self, worker: str, *, lease: timedelta, now: datetime | None = None) -> Event | None:
         """Take the oldest event that may be worked on now, or None. It counts as an attempt.
 
-        Two workers never get the same event while its lease lasts: the row changes only if it still is as it was read.
-        Two that took different events of one model at the same moment each look again; the later event is given back.
+        No other worker gets an event of the same model while the lease lasts. An event whose lease has ended is taken
+        over; whoever held it, or another event of its model for too long, can write nothing more about it.
+
+        Args:
+            now: The time, in place of the database's own. Workers on several machines leave it to the database: their
+                clocks differ.
         """
-        for found, attempts in self._due(now):
-            event = self._take(found, attempts, worker, now=now, lease=lease)
-            if event is not None and self._is_earliest_held(event, now):
-                return event
+        moment = _moment(now)
+        for _ in range(_ROUNDS):
+            with self._transaction() as connection:
+                ids = connection.execute(statements.due(moment, limit=_CANDIDATES)).scalars().all()
+            if not ids:
+                return None
+            try:
+                event = self._take_one(ids, worker, moment, milliseconds(lease))
+            except OutboxContendedError:
+                continue
             if event is not None:
-                self._change_held(event, worker, attempts=attempts, leased_by=None, leased_until_ms=None)
+                return event
         return None
 
-    def _due(self, now: datetime) -> Sequence[tuple[int, int]]:
-        """The ids and attempts of events that may be worked on now, the oldest first."""
-        moment = to_ms(now)
-        other = OUTBOX.alias("other")
-        comes_first = (other.c.id < OUTBOX.c.id) & (other.c.kind != EventKind.VERSION_CREATED.value)
-        blocked = sa.exists().where(
-            other.c.state == EventState.PENDING.value,
-            other.c.workspace == OUTBOX.c.workspace,
-            other.c.model == OUTBOX.c.model,
-            other.c.id != OUTBOX.c.id,
-            comes_first | (other.c.leased_until_ms >= moment),
-        )
-        query = (
-            sa.select(OUTBOX.c.id, OUTBOX.c.attempts)
-            .where(_PENDING, OUTBOX.c.not_before_ms <= moment, _free(moment), ~blocked)
-            .order_by(OUTBOX.c.id)
-            .limit(_CANDIDATES)
-        )
+    def _take_one(self, ids: Sequence[int], worker: str, moment: ColumnElement[int], lease_ms: int) -> Event | None:
+        """Lease the oldest of some events that is due still and in no other worker's hands; None: there is none."""
         with self._transaction() as connection:
-            return [(row.id, row.attempts) for row in connection.execute(query)]
+            if connection.dialect.name == "sqlite":
+                # Alone from here on: a transaction that reads first and writes then fails if another one wrote between.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            event_id = connection.execute(statements.lock_one(ids, moment)).scalar_one_or_none()
+            if event_id is None:
+                return None
+            due = connection.execute(statements.still_due(event_id, moment)).first()
+            if due is None:
+                return None
+            ended = connection.execute(statements.ended_leases(due.workspace, due.model, moment)).scalars().all()
+            if ended:
+                connection.execute(statements.end_leases(ended, moment))
+            connection.execute(statements.take(event_id, worker, moment, lease_ms))
+            return self._get(connection, event_id)
 
-    def _take(self, event_id: int, attempts: int, worker: str, *, now: datetime, lease: timedelta) -> Event | None:
-        """Lease an event if it still is as it was read."""
-        moment = to_ms(now)
-        unchanged = (OUTBOX.c.id == event_id) & _PENDING & _free(moment) & (OUTBOX.c.attempts == attempts)
-        values = {
-            "attempts": attempts + 1,
-            "leased_by": worker,
-            "leased_until_ms": moment + milliseconds(lease),
-            "started_ms": sa.func.coalesce(OUTBOX.c.started_ms, moment),
-        }
+    def until_due(self, *, now: datetime | None = None) -> timedelta | None:
+        """How long until an event that waits may be taken up; None where none waits for a time to come."""
         with self._transaction() as connection:
-            taken = connection.execute(OUTBOX.update().where(unchanged).values(values)).rowcount == 1
-            return self._get(connection, event_id) if taken else None
+            left_ms = connection.execute(statements.until_due(_moment(now))).scalar_one()
+        return None if left_ms is None else timedelta(milliseconds=left_ms)
 
-    def _is_earliest_held(self, event: Event, now: datetime) -> bool:
-        """False where a worker holds an earlier event of the same model."""
-        earlier = sa.select(OUTBOX.c.id).where(
-            _PENDING,
-            OUTBOX.c.workspace == event.workspace,
-            OUTBOX.c.model == event.model,
-            OUTBOX.c.id < event.id,
-            OUTBOX.c.leased_until_ms >= to_ms(now),
-        )
-        with self._transaction() as connection:
-            return connection.execute(earlier).first() is None
+    def bell(self, *, poll_interval: timedelta) -> Bell:
+        """What tells a worker that the outbox has changed, as this database can tell it.
 
-    def renew(self, event: Event, worker: str, *, now: datetime, lease: timedelta) -> None:
+        Args:
+            poll_interval: How long to wait where it cannot.
+        """
+        return open_bell(self._engine, poll_interval=poll_interval)
+
+    def renew(self, event: Event, worker: str, *, lease: timedelta, now: datetime | None = None) -> None:
         """Keep an event that is still being worked on.
+
+        Args:
+            now: See `claim`.
 
         Raises:
             LeaseLostError: another worker has taken it over.
         """
-        self._change_held(event, worker, leased_until_ms=to_ms(now) + milliseconds(lease))
+        self._change_held(event, worker, leased_until_ms=_moment(now) + milliseconds(lease))
 
-    def finish(self, event: Event, worker: str, state: EventState, outcome: str, *, now: datetime) -> None:
+    def finish(
+        self, event: Event, worker: str, state: EventState, outcome: str, *, now: datetime | None = None
+    ) -> None:
         """Close an event for good, and say what became of it.
+
+        Args:
+            now: See `claim`.
 
         Raises:
             LeaseLostError: another worker has taken it over; nothing is written.
@@ -141,7 +157,7 @@ class Outbox:
             worker,
             state=state.value,
             outcome=outcome[:_OUTCOME_LIMIT],
-            finished_ms=to_ms(now),
+            finished_ms=_moment(now),
             leased_by=None,
             leased_until_ms=None,
         )
@@ -167,33 +183,60 @@ class Outbox:
         Events that a person discarded do not count: what they asked for was taken back. Nor do those of a deleted model
         that had the same name.
         """
-        staged = (OUTBOX.c.kind == EventKind.STAGE_CHANGED.value) & OUTBOX.c.stage.in_(stages)
-        aliased = (OUTBOX.c.kind == EventKind.ALIAS_SET.value) & OUTBOX.c.alias.in_(aliases)
-        newest = (
-            sa.select(sa.func.max(OUTBOX.c.id))
-            .where(OUTBOX.c.workspace == workspace, OUTBOX.c.model == model, staged | aliased)
-            .where(OUTBOX.c.state != EventState.DISCARDED.value, ~OUTBOX.c.model_deleted)
-            .group_by(OUTBOX.c.version, OUTBOX.c.stage, OUTBOX.c.alias)
-        )
         with self._transaction() as connection:
-            rows = connection.execute(OUTBOX.select().where(OUTBOX.c.id.in_(newest)).order_by(OUTBOX.c.id.desc()))
+            rows = connection.execute(statements.arrivals(workspace, model, stages, aliases))
             return [to_event(row) for row in rows]
 
-    def events(self, *, states: Sequence[EventState] = (), model: str | None = None) -> Iterator[Event]:
-        """All events, or those in some states or of one model, the oldest first, read page by page."""
-        query = OUTBOX.select().order_by(OUTBOX.c.id).limit(_PAGE)
+    def events(
+        self,
+        *,
+        states: Sequence[EventState] = (),
+        model: str | None = None,
+        after: int | None = None,
+        newest_first: bool = False,
+    ) -> Iterator[Event]:
+        """All events, or those in some states or of one model, the oldest first, read page by page.
+
+        Args:
+            after: Begin behind this event, in the order asked for.
+            newest_first: The newest first instead.
+        """
+        query = OUTBOX.select().order_by(OUTBOX.c.id.desc() if newest_first else OUTBOX.c.id).limit(_PAGE)
         if states:
             query = query.where(OUTBOX.c.state.in_([state.value for state in states]))
         if model is not None:
             query = query.where(OUTBOX.c.model == model)
-        last = 0
         while True:
+            page = query
+            if after is not None:
+                page = query.where(OUTBOX.c.id < after if newest_first else OUTBOX.c.id > after)
             with self._transaction() as connection:
-                rows = connection.execute(query.where(OUTBOX.c.id > last)).all()
+                rows = connection.execute(page).all()
             yield from map(to_event, rows)
             if len(rows) < _PAGE:
                 return
-            last = rows[-1].id
+            after = rows[-1].id
+
+    def remove_finished(self, *, older_than: timedelta, after: int = 0, now: datetime | None = None) -> int | None:
+        """Remove a batch of events finished longer ago than this that nothing needs any more.
+
+        What is kept: failed events, which wait for a person, and each version's newest arrival in a stage or alias and
+        the newest that was carried out, by which `arrivals` answers.
+
+        Args:
+            after: Where to go on: what the call before returned.
+
+        Returns:
+            The last id of the batch; None where nothing is left to remove.
+        """
+        with self._transaction() as connection:
+            before_ms = connection.execute(sa.select(_moment(now))).scalar_one() - milliseconds(older_than)
+            ids = connection.execute(statements.removable(before_ms, after_id=after, limit=_BATCH)).scalars().all()
+        if not ids:
+            return None
+        with self._transaction() as connection:
+            connection.execute(statements.remove(ids))
+        return int(ids[-1])
 
     def get(self, event_id: int) -> Event:
         """One event.
@@ -220,8 +263,11 @@ class Outbox:
             finished_ms=None,
         )
 
-    def discard(self, event_id: int, *, now: datetime) -> None:
+    def discard(self, event_id: int, *, now: datetime | None = None) -> None:
         """Let an event go for good without doing what it asks for.
+
+        Args:
+            now: See `claim`.
 
         Raises:
             EventNotFoundError: there is none, or it is neither dead nor waiting.
@@ -231,7 +277,7 @@ class Outbox:
             (EventState.DEAD, EventState.PENDING),
             state=EventState.DISCARDED.value,
             outcome="discarded by hand",
-            finished_ms=to_ms(now),
+            finished_ms=_moment(now),
         )
 
     def _get(self, connection: Connection, event_id: int) -> Event:
@@ -241,16 +287,29 @@ class Outbox:
         return to_event(row)
 
     def _change_held(self, event: Event, worker: str, **values: Any) -> None:
-        held = (OUTBOX.c.id == event.id) & (OUTBOX.c.leased_by == worker) & (OUTBOX.c.attempts == event.attempts)
-        with self._transaction() as connection:
-            if connection.execute(OUTBOX.update().where(held).values(values)).rowcount != 1:
-                raise LeaseLostError(event.id)
+        for left in reversed(range(_ROUNDS)):
+            try:
+                with self._transaction() as connection:
+                    if connection.execute(statements.change_held(event, worker, values)).rowcount != 1:
+                        raise LeaseLostError(event.id)
+                    self._ring(connection)
+            except OutboxContendedError:
+                if left == 0:
+                    raise
+            else:
+                return
 
     def _change_by_hand(self, event_id: int, states: Sequence[EventState], **values: Any) -> None:
         free = OUTBOX.c.leased_by.is_(None) & OUTBOX.c.state.in_([state.value for state in states])
         with self._transaction() as connection:
             if connection.execute(OUTBOX.update().where(OUTBOX.c.id == event_id, free).values(values)).rowcount != 1:
                 raise EventNotFoundError(event_id, "dead or waiting (and not being worked on)")
+            self._ring(connection)
+
+    def _ring(self, connection: Connection) -> None:
+        """Wake the workers at the commit: this event, or the next one of its model, may be due."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_notify(statements.CHANNEL, "")))
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -264,9 +323,16 @@ def _named_errors(operation: str) -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         cause = getattr(error, "orig", None) or error
-        raise RegistryUnavailableError(operation, str(cause).strip().split("\n")[0][:300]) from error
+        # Refused by the index of events in hand, or chosen to end a deadlock: another worker was faster.
+        overtaken = isinstance(error, IntegrityError) or _DEADLOCK & {*_codes_of(cause)}
+        kind = OutboxContendedError if overtaken else RegistryUnavailableError
+        raise kind(operation, str(cause).strip().split("\n")[0][:300]) from error
 
 
-def _free(moment: int) -> sa.ColumnElement[bool]:
-    """No worker holds the event at a moment, in milliseconds."""
-    return OUTBOX.c.leased_until_ms.is_(None) | (OUTBOX.c.leased_until_ms < moment)
+def _codes_of(cause: BaseException) -> Iterator[Any]:
+    """How PostgreSQL's drivers name an error, and MySQL's."""
+    yield from (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *cause.args[:1])
+
+
+def _moment(now: datetime | None) -> ColumnElement[int]:
+    return DatabaseTime() if now is None else sa.literal(to_ms(now), sa.BigInteger)

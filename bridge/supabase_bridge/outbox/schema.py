@@ -1,106 +1,163 @@
-"""The outbox's tables in MLflow's database: their definition, their creation, and the insert that capture makes."""
+"""The outbox's tables brought to the revision that this code knows; the writes of the transactions that capture."""
 
 from __future__ import annotations
 
-import time
+import logging
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError
 
+from supabase_bridge.errors import OutboxNewerError
+from supabase_bridge.outbox import duties as _duties  # noqa: F401 - its tables are made with the outbox's
+from supabase_bridge.outbox import watched as _watched  # noqa: F401
+from supabase_bridge.outbox.clock import DatabaseTime
 from supabase_bridge.outbox.events import EventState, NewEvent
+from supabase_bridge.outbox.statements import CHANNEL
+from supabase_bridge.outbox.tables import IN_HAND_ON_MYSQL, META, METADATA, OUTBOX, VERSION
 
-SCHEMA_VERSION = 1
-METADATA = sa.MetaData()
-"""Not MLflow's: `mlflow db upgrade` neither sees nor touches these tables."""
+__all__ = ["META", "OUTBOX", "REVISION", "append", "ensure_schema", "rename_model", "retire_model"]
 
-_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-_NAME = sa.String(256)
+logger = logging.getLogger(__name__)
 
-OUTBOX = sa.Table(
-    "supabase_outbox",
-    METADATA,
-    sa.Column("id", _ID, primary_key=True, autoincrement=True),
-    sa.Column("created_ms", sa.BigInteger, nullable=False),
-    sa.Column("kind", sa.String(32), nullable=False),
-    sa.Column("workspace", sa.String(63), nullable=False),
-    sa.Column("model", _NAME, nullable=False),
-    sa.Column("version", sa.Integer),
-    sa.Column("stage", sa.String(20)),
-    sa.Column("previous_stage", sa.String(20)),
-    sa.Column("alias", _NAME),
-    sa.Column("previous_version", sa.Integer),
-    sa.Column("previous_model", _NAME),
-    sa.Column("model_deleted", sa.Boolean(create_constraint=False), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("not_before_ms", sa.BigInteger, nullable=False),
-    sa.Column("started_ms", sa.BigInteger),
-    sa.Column("finished_ms", sa.BigInteger),
-    sa.Column("leased_by", sa.String(64)),
-    sa.Column("leased_until_ms", sa.BigInteger),
-    sa.Column("outcome", sa.String(2000)),
-    sa.Index("supabase_outbox_open", "state", "workspace", "model", "id"),
-    sa.Index("supabase_outbox_model", "workspace", "model", "version"),
-    sqlite_autoincrement=True,
-    mysql_charset="utf8mb4",
-    # Names compare as MLflow compares them only where they compare byte for byte; MySQL's default does not.
-    mysql_collate="utf8mb4_bin",
-)
+REVISION = "0003"
+"""Of these tables; `migrations` leads there from every earlier one."""
 
-META = sa.Table(
-    "supabase_bridge_meta",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("schema_version", sa.Integer, nullable=False),
-    sa.Column("registry_id", sa.String(36), nullable=False),
-)
-"""One row: the schema's version, and the identity that tells this registry's events from another's in a release log."""
+_FIRST_REVISION = "0001"
+_LOCK_ID = 7_305_808_869_232_650
+"""Of the PostgreSQL advisory lock under which the tables are made; the number means nothing."""
+_LOCK_SECONDS = 600
 
 
 def ensure_schema(engine: Engine) -> None:
-    """Create the outbox's tables where they are missing.
+    """Make the outbox's tables where they are missing, and bring those of an earlier revision up to date.
 
-    Idempotent, and safe when several servers start at once: whoever loses the race finds the winner's tables.
+    Idempotent; one query where there is nothing to do. Safe when several servers start at once: one does it, the others
+    wait for it. On SQLite the file is switched to the write-ahead log besides.
+
+    Raises:
+        OutboxNewerError: a later release of the bridge has migrated the tables.
     """
-    # A table that came into being since we looked makes this fail, and there are not more such tables than tables.
-    for failures_left in reversed(range(len(METADATA.tables) + 1)):
-        try:
-            METADATA.create_all(engine)
-            break
-        except DBAPIError:
-            if failures_left == 0:
-                raise
-    try:
-        with engine.begin() as connection:
-            if connection.execute(sa.select(META.c.id)).first() is None:
-                row = {"id": 1, "schema_version": SCHEMA_VERSION, "registry_id": str(uuid.uuid4())}
-                connection.execute(META.insert().values(row))
-    except IntegrityError:
+    if engine.dialect.name == "sqlite":
+        _use_write_ahead_log(engine)
+    if _revision_at_start(engine) == REVISION:
         return
+    with _alone(engine) as connection:
+        revision = _revision(connection)
+        if revision is None:
+            METADATA.create_all(connection)
+            _complete_on_mysql(connection)
+            if connection.execute(sa.select(META.c.id)).first() is None:
+                connection.execute(META.insert().values(id=1, registry_id=str(uuid.uuid4())))
+            # Last: MySQL commits every statement that makes a table, and whoever finds the revision expects the rest.
+            connection.execute(VERSION.insert().values(version_num=REVISION))
+        elif revision != REVISION:
+            # Alembic takes a while to import; nearly every start has nothing to migrate.
+            from supabase_bridge.outbox.migrating import migrate
+
+            migrate(connection, revision)
 
 
-def append(connection: Connection, event: NewEvent) -> None:
-    """Record a change, in the transaction `connection` is in: both are committed, or neither is."""
-    connection.execute(
-        OUTBOX.insert().values(
-            created_ms=time.time_ns() // 1_000_000,
-            kind=event.kind.value,
-            workspace=event.workspace,
-            model=event.model,
-            version=event.version,
-            stage=event.stage,
-            previous_stage=event.previous_stage,
-            alias=event.alias,
-            previous_version=event.previous_version,
-            previous_model=event.previous_model,
-            model_deleted=False,
-            state=EventState.PENDING.value,
-            attempts=0,
-            not_before_ms=0,
-        )
+def _revision_at_start(engine: Engine) -> str | None:
+    try:
+        with engine.connect() as connection:
+            found: str | None = connection.execute(sa.select(VERSION.c.version_num)).scalar_one_or_none()
+    except DBAPIError:
+        # No such table, most likely; anything else comes again, under its own name.
+        return None
+    return found
+
+
+def _revision(connection: Connection) -> str | None:
+    """The tables' revision; None where there are none, or where somebody's attempt to make them was cut short."""
+    inspector = sa.inspect(connection)
+    if inspector.has_table(VERSION.name):
+        found: str | None = connection.execute(sa.select(VERSION.c.version_num)).scalar_one_or_none()
+        if found is not None and found > REVISION:
+            raise OutboxNewerError(found, REVISION)
+        return found
+    if not inspector.has_table(META.name):
+        return None
+    columns = {column["name"] for column in inspector.get_columns(META.name)}
+    return _FIRST_REVISION if "schema_version" in columns else None
+
+
+def _complete_on_mysql(connection: Connection) -> None:
+    if connection.dialect.name in {"mysql", "mariadb"}:
+        columns = {column["name"] for column in sa.inspect(connection).get_columns(OUTBOX.name)}
+        if "in_hand" not in columns:
+            connection.exec_driver_sql(IN_HAND_ON_MYSQL)
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[Connection]:
+    """A transaction during which no other server makes or changes the tables."""
+    with engine.connect() as connection, connection.begin():
+        if connection.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        elif connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_ID)))
+        else:
+            # Named after the database: MySQL's locks are the whole server's, and a name has 64 characters at most.
+            name = sa.func.concat("supabase_bridge.", sa.func.md5(sa.func.database()))
+            if connection.scalar(sa.select(sa.func.get_lock(name, _LOCK_SECONDS))) != 1:
+                raise TimeoutError("another server has been making the outbox's tables for ten minutes")
+            try:
+                yield connection
+            except BaseException:
+                # The lock goes with the connection, whatever state that is in.
+                connection.invalidate()
+                raise
+            connection.execute(sa.select(sa.func.release_lock(name)))
+            return
+        yield connection
+
+
+def _use_write_ahead_log(engine: Engine) -> None:
+    """Let readers and the writer of a SQLite file work at once; where its file system cannot, all goes on without."""
+    try:
+        with engine.connect() as connection:
+            if connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal":
+                return
+            mode = connection.exec_driver_sql("PRAGMA journal_mode = WAL").scalar()
+    except DBAPIError as error:
+        mode = str(error.orig)
+    if mode != "wal":
+        logger.info("SQLite does without its write-ahead log", extra={"mode": mode})
+
+
+def append(connection: Connection, event: NewEvent, *, changed_ms: int | None = None) -> None:
+    """Record a change, in the transaction `connection` is in: both are committed, or neither is.
+
+    On PostgreSQL the same statement wakes the workers when the transaction is committed.
+
+    Args:
+        changed_ms: When the change was made, in milliseconds since 1970, where that was not now.
+    """
+    insert = OUTBOX.insert().values(
+        created_ms=DatabaseTime() if changed_ms is None else changed_ms,
+        kind=event.kind.value,
+        workspace=event.workspace,
+        model=event.model,
+        version=event.version,
+        stage=event.stage,
+        previous_stage=event.previous_stage,
+        alias=event.alias,
+        previous_version=event.previous_version,
+        previous_model=event.previous_model,
+        model_deleted=False,
+        state=EventState.PENDING.value,
+        attempts=0,
+        not_before_ms=0,
     )
+    if connection.dialect.name == "postgresql":
+        appended = insert.returning(OUTBOX.c.id).cte("appended")
+        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")).select_from(appended))
+    else:
+        connection.execute(insert)
 
 
 def rename_model(connection: Connection, *, workspace: str, old: str, new: str) -> None:

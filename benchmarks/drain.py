@@ -1,0 +1,114 @@
+"""How much faster two workers drain a backlog of small versions than one does.
+
+    python -m benchmarks.drain [--database postgresql] [--versions 1000] [--delay 0.03] [--limit 1.7]
+
+Each worker is a process of its own. A run's time is that from the first event taken up to the last one finished, by the
+database's clock, so that starting processes does not count. The simulator answers every request after a delay, as a
+server across a network does; on few cores the rest of the time is what the cores have to share. Exit code 1: the ratio
+is below the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from benchmarks.registries import bridge_command, database_server, environment, process, scene
+from benchmarks.target import Target
+from supabase_bridge.config import Secret
+from supabase_bridge.outbox.schema import OUTBOX
+from tests.databases import copy_sqlite
+from tests.registry_fixtures import model_files
+from tests.simulators.storage import Delay, Fault, StorageSimulator
+
+MODELS = 20
+_ROOT = Path(__file__).parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drain", description=__doc__.partition("\n")[0])
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="postgresql")
+    parser.add_argument("--versions", type=int, default=1_000, help="versions in the backlog (default: 1000)")
+    parser.add_argument("--delay", type=float, default=0.03, help="seconds before each answer (default: 0.03)")
+    parser.add_argument("--limit", type=float, default=1.7, help="lowest ratio that passes (default: 1.7)")
+    parser.add_argument("--simulator", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.simulator:
+        _simulate(options.delay)
+        return 0
+    with tempfile.TemporaryDirectory() as directory, _slow_simulator(options.delay) as place:
+        one, two = _seconds(Path(directory), place, options.database, options.versions)
+    print(
+        f"{options.versions} versions on {options.database}, {options.delay * 1_000:.0f} ms before each answer: "
+        f"one worker {one:.1f} s, two {two:.1f} s, ratio {one / two:.2f} (limit {options.limit:.2f})"
+    )
+    return int(one / two < options.limit)
+
+
+def _simulate(delay: float) -> None:
+    with StorageSimulator() as simulator:
+        simulator.inject(Fault(action=Delay(delay)))
+        print(json.dumps({"url": simulator.url, "service_key": simulator.service_key}), flush=True)
+        sys.stdin.read()
+
+
+@contextmanager
+def _slow_simulator(delay: float) -> Iterator[Target]:
+    command = [sys.executable, "-m", "benchmarks.drain", "--simulator", "--delay", str(delay)]
+    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdin is not None
+        assert started.stdout is not None
+        told = json.loads(started.stdout.readline())
+        try:
+            yield Target(url=told["url"], key=Secret(told["service_key"]), simulated=True)
+        finally:
+            started.stdin.close()
+            started.wait(timeout=30)
+
+
+def _seconds(directory: Path, place: Target, database: str, versions: int) -> list[float]:
+    """How long one worker takes for the backlog, and how long two do for a copy of it."""
+    home = directory / "home"
+    with ExitStack() as stack:
+        server = stack.enter_context(database_server(database))
+        backlog = server.create() if server else f"sqlite:///{home / 'mlflow.db'}"
+        with scene(home, environment(place, backlog)) as made:
+            files = model_files()
+            for number in range(versions):
+                made.train(model=f"tower_{number % MODELS}", files=files)
+        times: list[float] = []
+        for workers in (1, 2):
+            if server:
+                url = server.create_like(backlog)
+            else:
+                url = f"sqlite:///{directory / f'{workers}.db'}"
+                copy_sqlite(home / "mlflow.db", directory / f"{workers}.db")
+            environ = {**environment(place, url), "SUPABASE_BRIDGE_BUCKET": f"drained-by-{workers}"}
+            times.append(_drain(home, url, environ, workers))
+    return times
+
+
+def _drain(home: Path, url: str, environ: dict[str, str], workers: int) -> float:
+    command = bridge_command("worker", "--once", "--home", str(home))
+    with ExitStack() as stack:
+        running = [stack.enter_context(process(command, home, environ)) for _ in range(workers)]
+        codes = [worker.wait() for worker in running]
+    assert codes == [0] * workers, f"the workers ended with {codes}"
+    engine = sa.create_engine(url)
+    with engine.connect() as connection:
+        span = sa.func.max(OUTBOX.c.finished_ms) - sa.func.min(OUTBOX.c.started_ms)
+        milliseconds: int = connection.execute(sa.select(span)).scalar_one()
+    engine.dispose()
+    return milliseconds / 1_000
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

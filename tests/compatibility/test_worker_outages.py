@@ -1,0 +1,135 @@
+"""What a running worker makes of a database that restarts, a disk that is full, a key that is replaced: it waits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from supabase_bridge.config import Secret
+from supabase_bridge.outbox.events import EventState
+from supabase_bridge.runtime import runtime
+from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
+from tests.databases import DatabaseServer
+from tests.e2e.served import until
+from tests.registry_fixtures import Scene, model_files
+from tests.simulators.storage import Delay, Fault, StorageSimulator
+
+SOON = timedelta(milliseconds=500)
+MIB = 1024 * 1024
+on_sqlite = pytest.mark.parametrize("make_worker_scene", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("make_worker_scene", ["postgresql"], indirect=True)
+
+
+def finished(scene: Scene) -> bool:
+    return all(event.state is not EventState.PENDING for event in scene.events())
+
+
+@on_postgresql
+def test_a_restart_of_the_database_loses_nothing_and_the_worker_goes_on(
+    make_worker_scene: MakeWorkerScene,
+    postgresql: DatabaseServer,
+    simulator: StorageSimulator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = make_worker_scene(lease=timedelta(seconds=2), retry_cap=SOON, poll_interval=SOON)
+    first, second = scene.train(), scene.train()
+    scene.work()
+    scene.promote(first)
+    simulator.inject(Fault(action=Delay(1.0), path_contains="two_tower/latest", times=1))
+    with caplog.at_level(logging.WARNING), working(scene):
+        until(lambda: scene.events()[-1].attempts > 0, "the promotion in hand", limit_seconds=LIMIT_SECONDS)
+        postgresql.stop()
+        try:
+            until(lambda: caplog.records != [], "a word", limit_seconds=20)
+        finally:
+            postgresql.start()
+        until(lambda: finished(scene), "the promotion after the restart", limit_seconds=LIMIT_SECONDS)
+        scene.promote(second)
+        until(lambda: finished(scene), "a later promotion", limit_seconds=LIMIT_SECONDS)
+    head = scene.head()
+    assert head is not None
+    assert (head.current.model_version, head.sequence) == (second, 2)
+    assert {event.state for event in scene.events()} == {EventState.DONE}
+
+
+@contextmanager
+def no_file_larger_than(size_bytes: int) -> Iterator[None]:
+    """What a full disk is to a program, for a limit of its own: a write beyond it fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@on_sqlite
+def test_a_store_whose_disk_is_full_is_named_and_the_release_follows_when_there_is_room(
+    make_worker_scene: MakeWorkerScene,
+) -> None:
+    scene = make_worker_scene(environ={})
+    version = scene.train(files={**model_files(), "two_tower_latest.pt": os.urandom(5 * MIB)})
+    with no_file_larger_than(4 * MIB):
+        (handled,) = scene.work()
+    assert handled.state is EventState.PENDING
+    assert "file too large" in handled.outcome
+    assert (scene.tags(version)["status"], scene.tags(version)["error"]) == ("retrying", handled.outcome)
+    assert [key for key in scene.objects() if key.endswith(".pt")] == []
+    (handled,) = scene.work_later()
+    assert handled.state is EventState.DONE
+
+
+@on_sqlite
+def test_a_database_whose_disk_is_full_is_named_and_the_worker_goes_on_when_there_is_room(
+    make_worker_scene: MakeWorkerScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = make_worker_scene(retry_cap=SOON)
+    version = scene.train()
+    database = Path(scene.runtime.outbox.engine.url.database or "")
+    with (
+        closing(sqlite3.connect(database, isolation_level=None)) as reader,
+        closing(sqlite3.connect(database, isolation_level=None)) as writer,
+    ):
+        # Somebody looks at what was, so that the write-ahead log cannot start anew, and grows beyond the limit.
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM registered_models").fetchall()
+        writer.execute("CREATE TABLE filling (bytes BLOB)")
+        writer.execute("INSERT INTO filling VALUES (zeroblob(?))", (4 * MIB,))
+        assert database.with_name(f"{database.name}-wal").stat().st_size > 3 * MIB
+        with caplog.at_level(logging.WARNING), no_file_larger_than(3 * MIB), working(scene):
+            until(lambda: "the outbox cannot be read" in caplog.text, "the worker's word", limit_seconds=LIMIT_SECONDS)
+        (record, *_) = [item for item in caplog.records if item.getMessage() == "the outbox cannot be read"]
+        assert record.__dict__["reason"].startswith("MLflow could not reach its database: d")
+    assert scene.events()[-1].state is EventState.PENDING
+    with working(scene):
+        until(lambda: "run_id" in scene.tags(version), "the release", limit_seconds=LIMIT_SECONDS)
+
+
+def test_a_replaced_key_is_waited_for_and_with_the_new_one_the_promotion_is_carried_out(
+    make_worker_scene: MakeWorkerScene,
+) -> None:
+    scene = make_worker_scene()
+    version = scene.train()
+    scene.work()
+    scene.promote(version)
+    key = scene.settings.service_key
+    assert key is not None
+    former = make_worker_scene(service_key=Secret(f"{key.reveal()[:-8]}replaced"))
+    (handled,) = former.work()
+    assert handled.state is EventState.PENDING
+    assert scene.tags(version)["status"] == "retrying"
+    assert "check SUPABASE_SERVICE_ROLE_KEY" in scene.tags(version)["error"]
+    assert former.work_later() != []
+    assert scene.events()[-1].state is EventState.PENDING
+    with runtime(scene.settings) as restarted:
+        restarted.outbox.retry(scene.events()[-1].id)
+        assert restarted.worker().drain() == 1
+    assert scene.current() == version

@@ -1,0 +1,110 @@
+"""A worker that runs: it sleeps until something changes, works on several models at once, and ends in order."""
+
+from __future__ import annotations
+
+import threading
+from datetime import timedelta
+
+import sqlalchemy as sa
+
+from supabase_bridge.outbox.events import EventState
+from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
+from tests.e2e.served import until
+from tests.registry_fixtures import Scene
+from tests.simulators.storage import Delay, Fault, StorageSimulator
+
+LONG = timedelta(seconds=600)
+AT_ONCE_SECONDS = 5.0
+
+
+def finished(scene: Scene) -> bool:
+    return all(event.state is not EventState.PENDING for event in scene.events())
+
+
+def test_a_sleeping_worker_is_woken_by_a_promotion(make_worker_scene: MakeWorkerScene) -> None:
+    scene = make_worker_scene(poll_interval=LONG)
+    version = scene.train()
+    scene.work()
+    with working(scene):
+        for stage in ("Staging", "Production"):
+            scene.promote(version, stage)
+            until(lambda: finished(scene), "the promotion to be carried out", limit_seconds=AT_ONCE_SECONDS)
+    assert (scene.current("staging"), scene.current("latest")) == (version, version)
+
+
+def test_a_sleeping_worker_gets_up_when_a_change_that_waits_becomes_due(make_worker_scene: MakeWorkerScene) -> None:
+    scene = make_worker_scene(poll_interval=LONG)
+    run_id = scene.log_run(running=True)
+    scene.register(run_id)
+    with working(scene):
+        until(lambda: scene.events()[0].attempts >= 2, "a second look at the run", limit_seconds=AT_ONCE_SECONDS)
+        scene.client.set_terminated(run_id)
+        until(lambda: finished(scene), "the version to be mirrored", limit_seconds=AT_ONCE_SECONDS)
+
+
+def test_an_idle_worker_sends_no_request_and_no_query(
+    make_worker_scene: MakeWorkerScene, simulator: StorageSimulator
+) -> None:
+    scene = make_worker_scene(poll_interval=LONG, reconcile_interval=timedelta(0))
+    scene.train()
+    scene.work()
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    sa.event.listen(scene.runtime.outbox.engine, "before_cursor_execute", note)
+    still = threading.Event()
+    with working(scene):
+        until(lambda: len(asked) > 0, "the first look", limit_seconds=AT_ONCE_SECONDS)
+        # What a worker asks before it falls asleep is asked within this time; the next look is half a minute away.
+        still.wait(0.7)
+        asked.clear()
+        simulator.reset_calls()
+        still.wait(1.5)
+        assert (asked, simulator.calls()) == ([], [])
+
+
+def test_a_slow_model_keeps_no_other_waiting(make_worker_scene: MakeWorkerScene, simulator: StorageSimulator) -> None:
+    scene = make_worker_scene(concurrency=2)
+    slow, fast = scene.train(model="slow"), scene.train(model="fast")
+    scene.work()
+    simulator.inject(Fault(action=Delay(3.0), path_contains="slow/latest", times=1))
+    scene.promote(slow, model="slow")
+    scene.promote(fast, model="fast")
+    with working(scene):
+        until(lambda: scene.current(key="fast") == fast, "the fast one", limit_seconds=2.9)
+        assert scene.head(key="slow") is None
+        until(lambda: finished(scene), "the slow one", limit_seconds=LIMIT_SECONDS)
+    assert scene.current(key="slow") == slow
+
+
+def test_a_worker_that_is_stopped_finishes_what_it_has_in_hand(
+    make_worker_scene: MakeWorkerScene, simulator: StorageSimulator
+) -> None:
+    scene = make_worker_scene(concurrency=3)
+    models = ("a", "b", "c")
+    versions = {model: scene.train(model=model) for model in models}
+    scene.work()
+    for model in models:
+        simulator.inject(Fault(action=Delay(1.0), path_contains=f"{model}/latest", times=1))
+        scene.promote(versions[model], model=model)
+    with working(scene):
+        until(lambda: sum(event.attempts > 0 for event in scene.events()) == 6, "all in hand", limit_seconds=10)
+    assert finished(scene)
+    assert {model: scene.current(key=model) for model in models} == versions
+
+
+def test_the_changes_of_one_model_are_made_in_order_however_many_at_once(make_worker_scene: MakeWorkerScene) -> None:
+    scene = make_worker_scene(concurrency=4)
+    versions = [scene.train(model=model) for model in ("a", "b") for _ in range(2)]
+    scene.work()
+    order = [versions[0], versions[1]] * 3
+    for version in order:
+        for model in ("a", "b"):
+            scene.promote(version, archive=True, model=model)
+    scene.work()
+    for model in ("a", "b"):
+        assert scene.current(key=model) == order[-1]
+    started = {event.id: event.started_at for event in scene.events() if event.model == "a"}
+    assert list(started.values()) == sorted(started.values(), key=lambda moment: moment or scene.clock())

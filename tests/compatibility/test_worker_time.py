@@ -1,0 +1,118 @@
+"""A worker whose clock jumps, or that is paused for longer than its lease: it takes nothing that is another's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+
+import pytest
+
+from supabase_bridge.outbox.events import EventState
+from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
+from tests.e2e.processes import surroundings
+from tests.e2e.served import until
+from tests.registry_fixtures import Scene, supabase_environment
+from tests.simulators.storage import Delay, Fault, Respond, StorageSimulator
+
+DAY = timedelta(days=1)
+
+
+def jump(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
+    """Let the clock on this process's wall show another time."""
+
+    class Jumped(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Jumped:
+            moment = datetime.now(tz) + by
+            return cls.fromtimestamp(moment.timestamp(), tz)
+
+    seconds, nanoseconds = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: seconds() + by.total_seconds())
+    monkeypatch.setattr(time, "time_ns", lambda: nanoseconds() + round(by.total_seconds() * 1e9))
+    for name, module in list(sys.modules.items()):
+        if name.startswith("supabase_bridge") and getattr(module, "datetime", None) is datetime:
+            monkeypatch.setattr(module, "datetime", Jumped)
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY], ids=["forward", "back"])
+def test_a_worker_whose_clock_jumps_a_day_takes_no_lease_that_lasts(
+    make_worker_scene: MakeWorkerScene, monkeypatch: pytest.MonkeyPatch, by: timedelta
+) -> None:
+    scene = make_worker_scene()
+    scene.train()
+    held = scene.runtime.outbox.claim("other", lease=timedelta(seconds=60))
+    jump(monkeypatch, by)
+    assert scene.runtime.worker().step() is None
+    assert held is not None
+    scene.runtime.outbox.renew(held, "other", lease=timedelta(seconds=60))
+
+
+@pytest.mark.parametrize("by", [DAY, -DAY], ids=["forward", "back"])
+def test_the_events_of_a_worker_whose_clock_jumped_wait_no_longer_for_that(
+    make_worker_scene: MakeWorkerScene, simulator: StorageSimulator, monkeypatch: pytest.MonkeyPatch, by: timedelta
+) -> None:
+    scene = make_worker_scene(retry_cap=timedelta(seconds=2))
+    scene.register(scene.log_run(running=True), model="unfinished")
+    version = scene.train()
+    simulator.inject(Fault(action=Respond(500), path_contains="two_tower"))
+    with monkeypatch.context() as patched:
+        jump(patched, by)
+        with working(scene):
+            until(lambda: all(event.attempts > 0 for event in scene.events()), "an attempt", limit_seconds=20)
+        assert {event.state for event in scene.events()} == {EventState.PENDING}
+    left = scene.runtime.outbox.until_due()
+    assert left is None or left <= timedelta(seconds=3)
+    simulator.clear_faults()
+    with working(scene):
+        until(lambda: "run_id" in scene.tags(version), "the version to be mirrored", limit_seconds=20)
+
+
+@contextmanager
+def worker_process(scene: Scene, simulator: StorageSimulator, said: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real `supabase-bridge worker`, killed in the end."""
+    command = [sys.executable, "-m", "supabase_bridge.cli", "worker", "--home", str(scene.settings.home)]
+    environ = surroundings(
+        said.parent, **supabase_environment(simulator), SUPABASE_BRIDGE_DATABASE_URL=scene.settings.database_url
+    )
+    with said.open("wb") as out:
+        process = subprocess.Popen(command, cwd=said.parent, env=environ, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_worker_paused_for_longer_than_its_lease_changes_nothing_that_another_took_over(
+    make_worker_scene: MakeWorkerScene, simulator: StorageSimulator, tmp_path: Path
+) -> None:
+    scene = make_worker_scene(lease=timedelta(seconds=1))
+    (scene.settings.home / "supabase-bridge.toml").write_text("lease = 1\n")
+    first, second = scene.train(), scene.train()
+    scene.work()
+    scene.promote(first)
+    promotion = scene.events()[-1].id
+    outbox, said = scene.runtime.outbox, tmp_path / "said"
+    # Its first look at the channel takes so long that it is paused before it has moved anything.
+    simulator.inject(Fault(action=Delay(1.0), path_contains="two_tower/latest", times=1))
+    with worker_process(scene, simulator, said) as process:
+        until(lambda: outbox.get(promotion).leased_by is not None, "the process to take it", limit_seconds=60)
+        os.kill(process.pid, signal.SIGSTOP)
+        until(lambda: bool(scene.work()), "another worker to take it over", limit_seconds=LIMIT_SECONDS)
+        scene.promote(second)
+        scene.work()
+        before, objects, tags = outbox.get(promotion), scene.objects(), (scene.tags(first), scene.tags(second))
+        assert (before.state, before.attempts, scene.current()) == (EventState.DONE, 2, second)
+        os.kill(process.pid, signal.SIGCONT)
+        until(lambda: b"another worker" in said.read_bytes(), "the process to notice", limit_seconds=LIMIT_SECONDS)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_SECONDS) == 0
+    assert outbox.get(promotion) == before
+    assert (scene.objects(), (scene.tags(first), scene.tags(second))) == (objects, tags)
