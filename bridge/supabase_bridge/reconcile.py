@@ -1,0 +1,271 @@
+"""One pass that finds what no event said, and sees to it: in the registry, in the store, in the home directory.
+
+What a pass looks at is bounded (docs/reconcile.md): all changes of the registry, every channel in use, temporary keys,
+and the folders of the next few models. A full pass looks at every release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from supabase_bridge.config import Settings
+from supabase_bridge.errors import BucketNotFoundError, InvalidChannelError, RegistryUnavailableError
+from supabase_bridge.layout import META_NAME, ChannelKeys, check_channel
+from supabase_bridge.object_store import ObjectInfo, ObjectStore
+from supabase_bridge.outbox import duties
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, EventKind, NewEvent
+from supabase_bridge.reconcile_channels import agrees, is_unchanged, promote_again, restore, used_channels
+from supabase_bridge.reconcile_findings import Finding, FindingKind, Remedy
+from supabase_bridge.reconcile_registry import find_unrecorded, record_unrecorded
+from supabase_bridge.reconcile_releases import (
+    ClaimedRelease,
+    Folder,
+    bytewise,
+    claimed_releases,
+    folders,
+    is_complete,
+    problem_of,
+    side_by_side,
+)
+from supabase_bridge.reconcile_repeat import hindrance, record_again
+from supabase_bridge.reconcile_sweep import sweep_remembered_uploads, sweep_temporary_keys
+from supabase_bridge.registry_tables import RegistryTables
+
+_OBJECTS_A_PASS = 1_000
+_LEAST_COST = 50
+"""What a listing costs, in objects, however few it shows."""
+_MODELS = 100
+
+
+class Depth(str, Enum):
+    """How much of the store a pass looks at.
+
+    NEXT: the folders of the models that come next, about a thousand objects; the pass after goes on from there.
+    LISTED: every folder, by one listing. THOROUGH: every file of every release, compared with its record.
+    """
+
+    NEXT = "next"
+    LISTED = "listed"
+    THOROUGH = "thorough"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconciler:
+    """Looks for what no event said. Idempotent; safe beside workers, servers and other passes.
+
+    Attributes:
+        open_store: From a bucket's name to its object store.
+        seen: Manifests that were found to be as their logs say; see `is_unchanged`.
+    """
+
+    settings: Settings
+    engine: Engine
+    tables: RegistryTables
+    open_store: Callable[[str], ObjectStore]
+    seen: MutableMapping[str, str] = field(default_factory=dict)
+
+    def run(self, *, now: datetime, depth: Depth, model: str | None = None, dry_run: bool = False) -> Iterator[Finding]:
+        """Look, and see to what is found; each finding is given back once that is done.
+
+        Args:
+            model: Only at this registered model.
+            dry_run: Write nothing anywhere; the findings are what would be done.
+
+        Raises:
+            ObjectStoreError, RegistryUnavailableError: the pass ends; what it did holds, the next one does the rest.
+        """
+        try:
+            yield from self._run(now, depth, model, dry_run=dry_run)
+        except SQLAlchemyError as error:
+            raise RegistryUnavailableError("compare it with the outbox", str(error).split("\n")[0][:300]) from error
+
+    def _run(self, now: datetime, depth: Depth, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
+        yield from self._registry(model, dry_run=dry_run)
+        before = now - self.settings.temporary_keys_age
+        for workspace in (DEFAULT_WORKSPACE, *self.settings.workspaces):
+            store = self.open_store(self.settings.bucket_of(workspace) or self.settings.bucket)
+            try:
+                reported: set[str] = set()
+                for found in self._channels(store, workspace, model, dry_run=dry_run):
+                    reported.add(found.subject)
+                    yield found
+                for found in self._releases(store, workspace, model, depth, before, dry_run=dry_run):
+                    if found.subject not in reported:
+                        yield found
+                if model is None:
+                    yield from sweep_temporary_keys(store, before=before, dry_run=dry_run)
+            except BucketNotFoundError as error:
+                yield Finding(kind=FindingKind.UNCHECKED, subject=store.name, detail=str(error), remedy=Remedy.REPORTED)
+        if model is None:
+            yield from sweep_remembered_uploads(self.settings.home, before=before, dry_run=dry_run)
+
+    def _registry(self, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
+        would = (item.event for item in find_unrecorded(self.engine, self.tables, model=model))
+        for event in would if dry_run else record_unrecorded(self.engine, self.tables, model=model):
+            subject = event.model if event.version is None else f"{event.model} version {event.version}"
+            yield Finding(
+                kind=FindingKind.UNRECORDED_CHANGE, subject=subject, detail=_change(event), remedy=Remedy.RECORDED
+            )
+
+    def _channels(self, store: ObjectStore, workspace: str, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
+        for used in used_channels(self.engine, self.tables, workspace=workspace, model=model):
+            if is_unchanged(store, used.keys, self.seen):
+                continue
+            found = restore(store, used.keys, self.seen, dry_run=dry_run)
+            if found is None:
+                found = promote_again(self.engine, store, used, self.settings, dry_run=dry_run)
+            if found is not None:
+                yield found
+
+    def _releases(
+        self, store: ObjectStore, workspace: str, model: str | None, depth: Depth, before: datetime, *, dry_run: bool
+    ) -> Iterator[Finding]:
+        check = _ReleaseCheck(self, store, workspace, before, thorough=depth is Depth.THOROUGH, dry_run=dry_run)
+        if model is not None:
+            for key in self._keys(workspace, after="", model=model):
+                yield from check.of_model(key, model)
+        elif depth is Depth.NEXT:
+            yield from self._next(check, workspace, dry_run=dry_run)
+        else:
+            yield from check.of_all()
+
+    def _next(self, check: _ReleaseCheck, workspace: str, *, dry_run: bool) -> Iterator[Finding]:
+        """Look at the next models' folders, and remember where to go on."""
+        duty = f"folders {workspace}"
+        reached = "" if dry_run else duties.place(self.engine, duty)
+        for key in self._keys(workspace, after=reached, model=None):
+            yield from check.of_model(key, None)
+            reached = key
+            if check.listed >= _OBJECTS_A_PASS:
+                break
+        else:
+            reached = ""
+        if not dry_run:
+            duties.set_place(self.engine, duty, reached)
+
+    def _keys(self, workspace: str, *, after: str, model: str | None) -> list[str]:
+        """The folders of the models that come next."""
+        claims = self.tables.claims
+        key = bytewise(claims.c.key, self.engine.dialect.name)
+        query = sa.select(key.label("key")).distinct().where(claims.c.workspace == workspace, key > after)
+        if model is not None:
+            query = query.where(claims.c.model == model)
+        with self.engine.connect() as connection:
+            return [str(row.key) for row in connection.execute(query.order_by(sa.text("1")).limit(_MODELS))]
+
+
+class _ReleaseCheck:
+    """Compares listings of one bucket with what the versions of one workspace claim."""
+
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        store: ObjectStore,
+        workspace: str,
+        before: datetime,
+        *,
+        thorough: bool,
+        dry_run: bool,
+    ) -> None:
+        self._reconciler = reconciler
+        self._store = store
+        self._workspace = workspace
+        self._before = before
+        self._thorough = thorough
+        self._dry_run = dry_run
+        self._channel_findings: list[Finding] = []
+        self.listed = 0
+
+    def of_all(self) -> Iterator[Finding]:
+        """Every folder of the bucket."""
+        yield from self._compare("", self._claims())
+
+    def of_model(self, key: str, model: str | None) -> Iterator[Finding]:
+        """One model's folders."""
+        before = self.listed
+        yield from self._compare(f"{key}/", self._claims(model=model, key=key))
+        self.listed = max(self.listed, before + _LEAST_COST)
+
+    def _claims(self, **only: str | None) -> Iterator[ClaimedRelease]:
+        return claimed_releases(self._reconciler.engine, self._reconciler.tables, workspace=self._workspace, **only)
+
+    def _compare(self, prefix: str, claims: Iterator[ClaimedRelease]) -> Iterator[Finding]:
+        for claim, folder in side_by_side(claims, self._release_folders(prefix)):
+            found = self._claimed(claim, folder) if claim is not None else self._unclaimed(folder)
+            if found is not None:
+                yield found
+        yield from self._channel_findings
+        self._channel_findings.clear()
+
+    def _release_folders(self, prefix: str) -> Iterator[Folder]:
+        for folder in folders(self._counted(prefix)):
+            if folder.run_id is not None:
+                yield folder
+            elif (found := self._channel(folder)) is not None:
+                self._channel_findings.append(found)
+
+    def _channel(self, folder: Folder) -> Finding | None:
+        """What is wrong with a channel, also one of which no tag tells: a pointer moved by hand."""
+        if agrees(folder):
+            return None
+        with suppress(InvalidChannelError):
+            keys = ChannelKeys(model_key=folder.model_key, channel=check_channel(folder.name))
+            return restore(self._store, keys, self._reconciler.seen, dry_run=self._dry_run)
+        return None
+
+    def _counted(self, prefix: str) -> Iterator[ObjectInfo]:
+        for item in self._store.list(prefix):
+            self.listed += 1
+            yield item
+
+    def _claimed(self, claim: ClaimedRelease, folder: Folder | None) -> Finding | None:
+        """What is wrong with a release that a version says is its own."""
+        if is_complete(folder, claim.keys) and not self._thorough:
+            return None
+        # The registry, the listing and the release itself were read at different moments; now the release alone counts.
+        problem = problem_of(self._store, claim.keys, thorough=self._thorough)
+        if problem is None:
+            return None
+        event = NewEvent(
+            kind=EventKind.VERSION_CREATED,
+            workspace=claim.workspace,
+            model=claim.model,
+            version=claim.version,
+            stage=claim.stage,
+        )
+        engine = self._reconciler.engine
+        if self._dry_run:
+            with engine.connect() as connection:
+                reason = hindrance(connection, event)
+        else:
+            reason = record_again(engine, event)
+        return Finding(
+            kind=FindingKind.INCOMPLETE_RELEASE,
+            subject=f"{claim.model} version {claim.version}",
+            detail=problem if reason is None else f"{problem}; {reason}",
+            remedy=Remedy.RECORDED if reason is None else Remedy.REPORTED,
+        )
+
+    def _unclaimed(self, folder: Folder | None) -> Finding | None:
+        """A folder that was begun and belongs to no version; never deleted, since somebody may have put it there."""
+        if folder is None or META_NAME in folder.names or folder.newest_at >= self._before:
+            return None
+        detail = "it has no model_meta.json, so it is no release, and no version says that it is its own"
+        return Finding(kind=FindingKind.UNCLAIMED_FOLDER, subject=folder.path, detail=detail, remedy=Remedy.REPORTED)
+
+
+def _change(event: NewEvent) -> str:
+    """A change that no event told of, for people."""
+    if event.kind is EventKind.STAGE_CHANGED:
+        return f"{event.previous_stage} -> {event.stage}"
+    if event.kind in {EventKind.ALIAS_SET, EventKind.ALIAS_REMOVED}:
+        return f"{event.kind.value} @{event.alias}"
+    return str(event.kind.value)

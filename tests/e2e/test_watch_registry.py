@@ -1,0 +1,329 @@
+"""A stock MLflow server without our plugin, followed over its REST API."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import socketserver
+import sqlite3
+import subprocess
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.parse import urlsplit
+
+import pytest
+from mlflow import MlflowClient
+
+from supabase_bridge.channel_log import ChannelLog
+from supabase_bridge.config import Settings
+from supabase_bridge.errors import RegistryUnavailableError, SettingsError
+from supabase_bridge.layout import ChannelKeys
+from supabase_bridge.object_store.opening import open_store
+from supabase_bridge.outbox.events import Event, EventKind
+from supabase_bridge.reconcile import Depth
+from supabase_bridge.registry_watching import Watching, watching
+from supabase_bridge.worker import utc_now
+from tests.commands import EXECUTABLE, invoke
+from tests.e2e.processes import mlflow_command, serving, started, surroundings
+from tests.e2e.served import until
+from tests.registry_fixtures import model_files
+from tests.requirements_on_machine import free_port
+
+_STOCK = ("--host", "127.0.0.1", "--workers", "1")
+
+
+@dataclass(kw_only=True)
+class Remote:
+    """A stock server, and one home that follows it; each test has a model of its own."""
+
+    url: str
+    home: Path
+    model: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(tracking_uri=self.url, registry_uri=self.url)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.load(home=self.home, environ=self.environment)
+
+    def train(self, directory: Path, *, stage: str | None = None) -> int:
+        """Log a run over HTTP and register its model."""
+        experiment = self.client.get_experiment_by_name("trainings")
+        identity = experiment.experiment_id if experiment else self.client.create_experiment("trainings")
+        run = self.client.create_run(identity)
+        for path, data in model_files(float(run.info.start_time % 1_000)).items():
+            local = directory / Path(path).name
+            local.write_bytes(data)
+            # MLflow 2.22 asks the process, not its client, where to log.
+            with patch.dict(os.environ, {"MLFLOW_TRACKING_URI": self.url}):
+                self.client.log_artifact(run.info.run_id, str(local), str(Path(path).parent) if "/" in path else None)
+        self.client.set_terminated(run.info.run_id)
+        if not self.client.search_registered_models(filter_string=f"name = '{self.model}'"):
+            self.client.create_registered_model(self.model)
+        made = self.client.create_model_version(self.model, f"{run.info.artifact_uri}/model", run.info.run_id)
+        if stage is not None:
+            self.promote(int(made.version), stage)
+        return int(made.version)
+
+    def promote(self, version: int, stage: str = "Production", *, archive: bool = False) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            self.client.transition_model_version_stage(self.model, str(version), stage, archive)
+
+    @contextmanager
+    def watching(self) -> Iterator[Watching]:
+        with watching(self.settings, self.url) as made:
+            yield made
+
+    def follow(self, *, full: bool = False) -> list[Event]:
+        """One poll by a process that has just started; the worker then does what is due. The new events."""
+        with self.watching() as made:
+            before = {event.id for event in self.events(made)}
+            made.watch.poll(full=full)
+            made.runtime.worker().drain()
+            return [event for event in self.events(made) if event.id not in before]
+
+    def events(self, made: Watching) -> list[Event]:
+        return list(made.runtime.outbox.events(model=self.model))
+
+    def points_to(self, version: int) -> bool:
+        return self.current() == version
+
+    def current(self) -> int | None:
+        store = open_store(self.settings, "models")
+        store.ensure_bucket()
+        head = ChannelLog(store, ChannelKeys(model_key=self.model, channel="latest")).look().head
+        return None if head is None else head.current.model_version
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """MLflow's own server and stores, nothing of ours."""
+    home = tmp_path_factory.mktemp("stock")
+    command = mlflow_command("server", *_STOCK, "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}")
+    command += ["--artifacts-destination", str(home / "artifacts")]
+    with serving(command, cwd=home, env=surroundings(home)) as url:
+        yield url
+
+
+@pytest.fixture
+def remote(server: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Remote:
+    monkeypatch.chdir(tmp_path)
+    # Set once by whoever watches, for the process; here each test begins without it.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    return Remote(url=server, home=tmp_path / "home", model=f"m{abs(hash(request.node.name)) % 10**8}")
+
+
+def changes(events: list[Event]) -> list[tuple[EventKind, int | None, str | None]]:
+    return [(event.kind, event.version, event.stage or event.alias) for event in events]
+
+
+def test_what_is_in_a_stage_at_the_first_look_arrives_there(remote: Remote, tmp_path: Path) -> None:
+    first, second = remote.train(tmp_path, stage="Production"), remote.train(tmp_path)
+    assert changes(remote.follow()) == [
+        (EventKind.STAGE_CHANGED, first, "Production"),
+        (EventKind.VERSION_CREATED, first, "Production"),
+        (EventKind.VERSION_CREATED, second, "None"),
+    ]
+    assert remote.current() == first
+    tags = remote.client.get_model_version(remote.model, str(second)).tags
+    assert tags["supabase.status"] == "mirrored"
+
+
+def test_a_promotion_moves_the_pointer_and_nothing_is_done_twice(remote: Remote, tmp_path: Path) -> None:
+    first, second = remote.train(tmp_path, stage="Production"), remote.train(tmp_path)
+    remote.follow()
+    assert remote.follow() == []
+    remote.promote(second)
+    with remote.watching() as made:
+        made.watch.poll()
+        assert made.watch.poll().events == ()
+        remote.promote(first, "Archived")
+        found = made.watch.poll()
+        assert (found.full, [(event.version, event.stage) for event in found.events]) == (False, [(first, "Archived")])
+        made.runtime.worker().drain()
+        assert remote.current() == second
+        made.watch.poll(full=True)
+        seen = list(made.runtime.reconciler(made.runtime.stores).run(now=utc_now(), depth=Depth.LISTED))
+    assert seen == []
+
+
+def test_of_two_promotions_between_two_looks_the_later_one_counts(remote: Remote, tmp_path: Path) -> None:
+    first, second = remote.train(tmp_path), remote.train(tmp_path)
+    remote.follow()
+    remote.promote(second)
+    remote.promote(first)
+    remote.follow()
+    assert remote.current() == first
+
+
+def test_aliases_deletions_and_renames_are_seen(remote: Remote, tmp_path: Path) -> None:
+    first, second = remote.train(tmp_path), remote.train(tmp_path)
+    remote.follow()
+    remote.client.set_registered_model_alias(remote.model, "champion", str(first))
+    with remote.watching() as made:
+        made.watch.poll()
+        remote.client.set_registered_model_alias(remote.model, "champion", str(second))
+        found = made.watch.poll().events
+        assert [(event.version, event.previous_version) for event in found] == [(second, first)]
+        remote.client.delete_registered_model_alias(remote.model, "champion")
+        remote.client.delete_model_version(remote.model, str(first))
+        gone = {event.kind for event in made.watch.poll(full=True).events}
+        assert gone == {EventKind.ALIAS_REMOVED, EventKind.VERSION_DELETED}
+        assert made.watch.poll(full=True).events == ()
+        renamed = f"{remote.model}-renamed"
+        remote.client.rename_registered_model(remote.model, renamed)
+        assert {(event.kind, event.model) for event in made.watch.poll().events} == {
+            (EventKind.MODEL_DELETED, remote.model),
+            (EventKind.VERSION_CREATED, renamed),
+        }
+        made.runtime.worker().drain()
+    assert remote.client.get_model_version(renamed, str(second)).tags["supabase.status"] == "mirrored"
+
+
+def test_killed_between_two_looks_nothing_is_lost_or_doubled(remote: Remote, tmp_path: Path) -> None:
+    versions = [remote.train(tmp_path) for _ in range(2)]
+    remote.home.mkdir()
+    # What a killed worker held is free again after its lease.
+    (remote.home / "supabase-bridge.toml").write_text("lease = 1\n")
+    command = [str(EXECUTABLE), "watch-registry", "--tracking-uri", remote.url, "--interval", "0.2"]
+    command += ["--home", str(remote.home)]
+    turns = [*versions, versions[0]]
+    for turn in turns:
+        remote.promote(turn, archive=True)
+        with started(command, cwd=tmp_path, env=surroundings(tmp_path)) as process:
+            until(partial(remote.points_to, turn), "the pointer", limit_seconds=60)
+            process.kill()
+    with remote.watching() as made:
+        log = ChannelLog(made.runtime.stores("models"), ChannelKeys(model_key=remote.model, channel="latest"))
+        head = log.look().head
+        assert head is not None
+        entries = [log.entry(number).current.model_version for number in range(1, head.sequence + 1)]
+        assert entries == turns
+        assert [event for event in made.watch.poll().events if event.model == remote.model] == []
+
+
+class Line:
+    """A connection to a server that can be cut: a port that leads there while it is open."""
+
+    def __init__(self, url: str) -> None:
+        self._port = free_port()
+        self._target = urlsplit(url)
+        self._server: socketserver.ThreadingTCPServer | None = None
+        self._open: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self._port}"
+
+    def open(self) -> None:
+        connections = self._open
+        target = (str(self._target.hostname), int(self._target.port or 0))
+
+        class Forward(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                connections.append(self.request)
+                with socket.create_connection(target) as there:
+                    answering = threading.Thread(target=pump, args=(there, self.request))
+                    answering.start()
+                    pump(self.request, there)
+                    answering.join()
+
+        socketserver.ThreadingTCPServer.allow_reuse_address = True
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", self._port), Forward)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def cut(self) -> None:
+        assert self._server is not None
+        self._server.shutdown()
+        self._server.server_close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65_536):
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+def test_an_outage_of_the_server_loses_nothing(remote: Remote, tmp_path: Path) -> None:
+    version = remote.train(tmp_path)
+    line = Line(remote.url)
+    line.open()
+    with watching(remote.settings, line.url) as made:
+        made.watch.poll()
+        line.cut()
+        remote.promote(version)
+        with pytest.raises(RegistryUnavailableError):
+            made.watch.poll()
+        line.open()
+        assert [event.stage for event in made.watch.poll().events] == ["Production"]
+        line.cut()
+
+
+def test_two_watchers_of_one_database_do_not_undo_each_other(remote: Remote, tmp_path: Path) -> None:
+    version = remote.train(tmp_path)
+    with remote.watching() as one, remote.watching() as other:
+        one.watch.poll()
+        looked = other.watch._models
+
+        def overtaken() -> Any:
+            found = list(looked())
+            remote.promote(version)
+            assert [event.stage for event in one.watch.poll().events] == ["Production"]
+            return iter(found)
+
+        other.watch._models = overtaken  # type: ignore[method-assign]  # what is read before somebody else's poll
+        assert other.watch.poll().events == ()
+        assert [event.stage for event in remote.events(one)] == ["None", "Production"]
+
+
+@pytest.mark.parametrize("address", ["sqlite:///x.db", "mlflow.example.com", "file:///x"])
+def test_an_address_that_is_no_server_is_refused(address: str, tmp_path: Path) -> None:
+    said = invoke("watch-registry", "--tracking-uri", address, "--home", tmp_path)
+    assert (said.code, "--tracking-uri" in said.err) == (2, True)
+
+
+def test_a_database_that_follows_another_server_is_refused(tmp_path: Path) -> None:
+    settings = Settings.load(home=tmp_path, environ={})
+    with watching(settings, "https://name:secret@one.example.com"):
+        pass
+    follows = pytest.raises(SettingsError, match=r"follows https://one\.example\.com already")
+    with follows as refused, watching(settings, "https://two.example.com"):
+        pass
+    assert "secret" not in str(refused.value)
+
+
+def test_mlflows_own_database_is_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "watch.db")) as database:
+        database.execute("CREATE TABLE registered_models (name TEXT)")
+    with (
+        pytest.raises(SettingsError, match="MLflow's own database"),
+        watching(Settings.load(home=tmp_path, environ={}), "https://one.example.com"),
+    ):
+        pass
+
+
+def test_once_says_what_it_saw_and_the_command_stops_when_asked(remote: Remote, tmp_path: Path) -> None:
+    remote.train(tmp_path, stage="Production")
+    said = invoke("watch-registry", "--tracking-uri", remote.url, "--once", "--home", remote.home)
+    assert (said.code, f"{remote.model} v1 -> Production: done" in said.out) == (0, True)
+    command = [str(EXECUTABLE), "watch-registry", "--tracking-uri", remote.url, "--home", str(remote.home)]
+    with started(command, cwd=tmp_path, env=surroundings(tmp_path), stdout=subprocess.PIPE) as process:
+        until(lambda: b"ready" in (tmp_path / "stderr").read_bytes(), "the watch", limit_seconds=60)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert b"watch:    stopped" in (tmp_path / "stderr").read_bytes()

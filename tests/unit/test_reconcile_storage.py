@@ -1,0 +1,307 @@
+"""What was deleted, edited or left behind in the store is found and made good; what is right is not touched."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+
+from supabase_bridge.by_hand import point_to
+from supabase_bridge.config import Settings
+from supabase_bridge.errors import StoreUnavailableError
+from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.object_store import PutOptions
+from supabase_bridge.outbox.events import EventState
+from supabase_bridge.reconcile import Depth
+from supabase_bridge.reconcile_findings import Finding, FindingKind, Remedy
+from supabase_bridge.reconcile_releases import ClaimedRelease, Folder, side_by_side
+from supabase_bridge.runtime import existing_stores
+from tests.registry_fixtures import (
+    BUCKET,
+    FIRST_TRAINING,
+    MODEL,
+    Scene,
+    directory_scene,
+    directory_settings,
+    empty_database,
+    make_scene,
+    scene,
+    settings,
+    simulator,
+    supabase_scene,
+    supabase_settings,
+)
+from tests.simulators.storage import StorageSimulator
+
+__all__ = [
+    "directory_scene",
+    "directory_settings",
+    "empty_database",
+    "make_scene",
+    "scene",
+    "settings",
+    "simulator",
+    "supabase_scene",
+    "supabase_settings",
+]
+
+MANIFEST = ChannelKeys(model_key=MODEL, channel="latest").manifest
+LONG = timedelta(days=3)
+
+
+@pytest.fixture
+def released(scene: Scene) -> Scene:
+    """Two versions, released one after the other, on every store there is."""
+    return release_two(scene)
+
+
+def release_two(scene: Scene) -> Scene:
+    for _ in range(2):
+        scene.promote(scene.train(metrics={"auc": 0.5}), archive=True)
+        scene.work()
+    return scene
+
+
+def reconcile(scene: Scene, *, depth: Depth = Depth.LISTED, dry_run: bool = False) -> list[Finding]:
+    with existing_stores(scene.settings) as untouched:
+        reconciler = scene.runtime.reconciler(untouched if dry_run else scene.runtime.stores)
+        return list(reconciler.run(now=scene.clock(), depth=depth, dry_run=dry_run))
+
+
+def keys_of(scene: Scene, version: int) -> ReleaseKeys:
+    return ReleaseKeys(model_key=MODEL, run_id=RunId.parse(scene.tags(version)["run_id"]))
+
+
+def delete(scene: Scene, prefix: str) -> None:
+    scene.store.delete(list(scene.objects(prefix)))
+
+
+def kinds(found: list[Finding]) -> list[tuple[FindingKind, Remedy]]:
+    return [(item.kind, item.remedy) for item in found]
+
+
+# --- releases ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", list(Depth))
+def test_a_registry_in_step_is_left_alone(released: Scene, depth: Depth) -> None:
+    objects, events = released.objects(), released.events()
+    assert reconcile(released, depth=depth) == []
+    assert (released.objects(), released.events()) == (objects, events)
+
+
+@pytest.mark.parametrize("depth", list(Depth))
+def test_a_release_deleted_by_hand_is_mirrored_again_as_it_was(released: Scene, depth: Depth) -> None:
+    before = released.objects()
+    delete(released, keys_of(released, 2).prefix)
+    assert kinds(reconcile(released, depth=depth)) == [(FindingKind.INCOMPLETE_RELEASE, Remedy.RECORDED)]
+    assert reconcile(released)[0].detail.endswith("is on its way")
+    released.work()
+    assert released.objects() == before
+    assert reconcile(released) == []
+
+
+def test_a_single_file_deleted_by_hand_comes_back(released: Scene) -> None:
+    before = released.objects()
+    released.store.delete([keys_of(released, 1).onnx])
+    reconcile(released)
+    released.work()
+    assert released.objects() == before
+
+
+def test_an_edited_file_is_reported_and_kept_and_the_failure_is_not_repeated(released: Scene) -> None:
+    keys = keys_of(released, 1)
+    released.store.overwrite(keys.onnx, b"edited", PutOptions())
+    assert reconcile(released) == []
+    assert kinds(reconcile(released, depth=Depth.THOROUGH)) == [(FindingKind.INCOMPLETE_RELEASE, Remedy.RECORDED)]
+    (handled,) = released.work()
+    assert (handled.state, "refused" in handled.outcome or keys.onnx in handled.outcome) == (EventState.DEAD, True)
+    (found,) = reconcile(released, depth=Depth.THOROUGH)
+    assert (found.remedy, f"outbox retry {handled.event.id}" in found.detail) == (Remedy.REPORTED, True)
+    assert released.objects()[keys.onnx] == b"edited"
+
+
+def test_versions_and_folders_meet_in_the_order_of_their_keys() -> None:
+    def claim(key: str) -> ClaimedRelease:
+        keys = ReleaseKeys(model_key=key, run_id=RunId.parse("20251031T093831Z"))
+        return ClaimedRelease(workspace="default", model=key, version=1, stage="None", keys=keys)
+
+    def folder(key: str) -> Folder:
+        return Folder(model_key=key, name="20251031T093831Z", newest_at=FIRST_TRAINING)
+
+    # In the order of whole keys: '-' comes before '/'.
+    claims, found = [claim("b"), claim("c-d"), claim("c"), claim("e")], [folder("a"), folder("c-d"), folder("c")]
+    pairs = [
+        (left and left.model, right and right.model_key) for left, right in side_by_side(claims, [*found, folder("f")])
+    ]
+    assert pairs == [(None, "a"), ("b", None), ("c-d", "c-d"), ("c", "c"), ("e", None), (None, "f")]
+
+
+def test_a_version_whose_status_is_none_of_ours_has_no_release_to_look_after(directory_scene: Scene) -> None:
+    release_two(directory_scene)
+    directory_scene.client.set_model_version_tag(MODEL, "1", "supabase.status", "archived")
+    delete(directory_scene, keys_of(directory_scene, 1).prefix)
+    assert reconcile(directory_scene) == []
+
+
+def test_a_folder_that_no_version_claims_is_reported_once_old_and_never_deleted(directory_scene: Scene) -> None:
+    release_two(directory_scene)
+    directory_scene.store.create(f"{MODEL}/20200101T000000Z/notes.txt", b"mine", PutOptions())
+    directory_scene.store.create(f"{MODEL}/notes/notes.txt", b"mine", PutOptions())
+    before = directory_scene.objects()
+    assert reconcile(directory_scene) == []
+    directory_scene.clock.advance(LONG)
+    (found,) = reconcile(directory_scene)
+    assert (found.kind, found.subject) == (FindingKind.UNCLAIMED_FOLDER, f"{MODEL}/20200101T000000Z/")
+    assert directory_scene.objects() == before
+
+
+def test_a_pass_goes_on_with_the_models_that_come_next(directory_scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("supabase_bridge.reconcile._OBJECTS_A_PASS", 1)
+    names = ["a", "a b", "a-b", "b"]
+    for name in names:
+        directory_scene.train(model=name)
+    directory_scene.work()
+    for name in names:
+        delete(directory_scene, f"{name}/")
+    found = [[item.subject for item in reconcile(directory_scene, depth=Depth.NEXT)] for _ in range(5)]
+    assert found[:4] == [[f"{name} version 1"] for name in names]
+    assert found[4] == []
+
+
+# --- channels ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [Depth.NEXT, Depth.LISTED])
+@pytest.mark.parametrize("content", [None, b"edited", b"{}"])
+def test_a_manifest_edited_or_deleted_by_hand_is_restored_from_the_log(
+    released: Scene, depth: Depth, content: bytes | None
+) -> None:
+    before = released.objects()
+    if content is None:
+        released.store.delete([MANIFEST])
+    else:
+        released.store.overwrite(MANIFEST, content, PutOptions())
+    assert kinds(reconcile(released, depth=depth)) == [(FindingKind.MANIFEST_DIFFERS, Remedy.RESTORED)]
+    assert released.objects() == before
+    assert reconcile(released) == []
+
+
+def test_a_manifest_set_back_to_an_older_entry_is_restored(released: Scene) -> None:
+    before = released.objects()
+    released.store.overwrite(MANIFEST, before[ChannelKeys(model_key=MODEL, channel="latest").history(1)], PutOptions())
+    assert kinds(reconcile(released)) == [(FindingKind.MANIFEST_DIFFERS, Remedy.RESTORED)]
+    assert released.objects() == before
+
+
+def test_a_pointer_moved_on_purpose_stays(released: Scene) -> None:
+    keys = ChannelKeys(model_key=MODEL, channel="latest")
+    point_to(released.store, keys, keys_of(released, 1).run_id, now=released.clock())
+    assert reconcile(released) == []
+    released.work()
+    assert released.current() == 1
+
+
+def test_a_channel_whose_log_is_gone_is_made_anew_from_the_registry(directory_scene: Scene) -> None:
+    release_two(directory_scene)
+    delete(directory_scene, f"{MODEL}/latest/")
+    assert kinds(reconcile(directory_scene)) == [(FindingKind.DAMAGED_LOG, Remedy.RECORDED)]
+    directory_scene.work()
+    assert directory_scene.current() == 2
+
+
+def test_a_log_that_somebody_wrote_into_is_reported(directory_scene: Scene) -> None:
+    release_two(directory_scene)
+    directory_scene.store.overwrite(ChannelKeys(model_key=MODEL, channel="latest").history(2), b"{}", PutOptions())
+    assert (FindingKind.DAMAGED_LOG, Remedy.REPORTED) in kinds(reconcile(directory_scene))
+
+
+# --- leftovers --------------------------------------------------------------------------------------------------------
+
+
+def test_temporary_keys_are_swept_once_old(released: Scene) -> None:
+    released.store.create("_tmp/0123456789abcdef", b"half", PutOptions())
+    before = released.objects()
+    assert reconcile(released) == []
+    released.clock.advance(LONG)
+    assert kinds(reconcile(released)) == [(FindingKind.TEMPORARY_KEY, Remedy.DELETED)]
+    assert released.objects("_tmp/") == {}
+    assert released.objects() == before
+
+
+def test_remembered_uploads_that_are_over_are_forgotten(directory_scene: Scene) -> None:
+    uploads = directory_scene.settings.home / "uploads"
+    uploads.mkdir()
+    old, young = uploads / "old.json", uploads / "young.json"
+    for path in (old, young):
+        path.write_text("{}")
+    past = (directory_scene.clock() - LONG).timestamp()
+    os.utime(old, (past, past))
+    assert [item.subject for item in reconcile(directory_scene, dry_run=True)][-1:] == ["old.json"]
+    assert old.exists()
+    assert kinds(reconcile(directory_scene)) == [(FindingKind.REMEMBERED_UPLOAD, Remedy.DELETED)]
+    assert [path.name for path in uploads.iterdir()] == ["young.json"]
+
+
+# --- a dry run --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_the_same_and_writes_nothing(supabase_scene: Scene, simulator: StorageSimulator) -> None:
+    release_two(supabase_scene)
+    supabase_scene.store.create("_tmp/0123456789abcdef", b"half", PutOptions())
+    delete(supabase_scene, keys_of(supabase_scene, 1).prefix)
+    supabase_scene.store.delete([MANIFEST])
+    supabase_scene.train()
+    with supabase_scene.runtime.outbox.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM supabase_outbox WHERE version = 3")
+    supabase_scene.clock.advance(LONG)
+    objects, database = supabase_scene.objects(), dump(supabase_scene.settings)
+    asked = len(simulator.calls())
+    would = reconcile(supabase_scene, dry_run=True)
+    writes = [
+        call for call in simulator.calls()[asked:] if call.method not in {"GET", "HEAD"} and "list" not in call.path
+    ]
+    assert writes == []
+    assert (supabase_scene.objects(), dump(supabase_scene.settings)) == (objects, database)
+    assert reconcile(supabase_scene) == would
+    assert len(would) == 4
+
+
+def dump(settings: Settings) -> list[str]:
+
+    with closing(sqlite3.connect(settings.home / "mlflow.db")) as database:
+        return list(database.iterdump())
+
+
+def test_a_dry_run_creates_no_bucket(supabase_scene: Scene, simulator: StorageSimulator) -> None:
+    (found,) = reconcile(supabase_scene, dry_run=True)
+    assert (found.kind, BUCKET in found.detail) == (FindingKind.UNCHECKED, True)
+    assert [call.method for call in simulator.calls() if call.path.endswith("/bucket")] == []
+
+
+def test_a_store_that_does_not_answer_ends_the_pass_and_the_next_one_does_the_rest(
+    supabase_scene: Scene, simulator: StorageSimulator
+) -> None:
+    release_two(supabase_scene)
+    supabase_scene.store.delete([MANIFEST])
+    simulator.stop()
+    with pytest.raises(StoreUnavailableError):
+        reconcile(supabase_scene)
+    simulator.start()
+    assert kinds(reconcile(supabase_scene)) == [(FindingKind.MANIFEST_DIFFERS, Remedy.RESTORED)]
+
+
+def test_two_passes_at_once_record_each_change_once(directory_scene: Scene) -> None:
+
+    for _ in range(5):
+        directory_scene.train()
+    with directory_scene.runtime.outbox.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM supabase_outbox")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: reconcile(directory_scene), range(4)))
+    assert sum(map(len, found)) == 5
+    assert len(directory_scene.events()) == 5
