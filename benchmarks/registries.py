@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -40,7 +41,7 @@ def environment(place: Target, database_url: str | None = None) -> dict[str, str
 
 
 @contextmanager
-def scene(home: Path, environ: Mapping[str, str], **changes: object) -> Iterator[Scene]:
+def scene(home: Path, environ: Mapping[str, str], **changes: Any) -> Iterator[Scene]:
     """A registry to train versions in, with a worker."""
     settings = Settings.load(home=home, environ=environ, **changes)
     home.mkdir(parents=True, exist_ok=True)

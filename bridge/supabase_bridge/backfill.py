@@ -45,8 +45,11 @@ def work_off(runtime: Runtime, model: str | None, *, on_handled: Callable[[Handl
         on_handled(handled)
 
     worker = runtime.worker(on_handled=count)
-    while worker.drain() or _held_by_others(runtime):
+    # What another worker holds keeps back what comes after it; only what was free before and after is left over.
+    held = True
+    while worker.drain() or held or _held_by_others(runtime):
         time.sleep(_PAUSE_SECONDS)
+        held = _held_by_others(runtime)
     return Worked(done=done, left=_left(runtime, model))
 
 

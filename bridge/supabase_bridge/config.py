@@ -319,7 +319,7 @@ def _trust_from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             seconds = float(text)
         except ValueError:
             seconds = 0.0
-        if not _is_span(seconds):
+        if not _is_span(seconds, "max_age"):
             raise SettingsError("SUPABASE_BRIDGE_MAX_AGE", _complaint("max_age"))
         values["max_age"] = timedelta(seconds=seconds)
     return values

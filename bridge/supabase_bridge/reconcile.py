@@ -38,6 +38,7 @@ from supabase_bridge.reconcile_releases import (
 from supabase_bridge.reconcile_repeat import hindrance, record_again
 from supabase_bridge.reconcile_sweep import sweep_remembered_uploads, sweep_temporary_keys
 from supabase_bridge.registry_tables import RegistryTables
+from supabase_bridge.signing import UNSEALED, Seal
 
 _OBJECTS_A_PASS = 1_000
 _LEAST_COST = 50
@@ -63,6 +64,7 @@ class Reconciler:
 
     Attributes:
         open_store: From a bucket's name to its object store.
+        seal: Whose log entries are believed; by default signatures are off.
         seen: Manifests that were found to be as their logs say; see `is_unchanged`.
     """
 
@@ -70,6 +72,7 @@ class Reconciler:
     engine: Engine
     tables: RegistryTables
     open_store: Callable[[str], ObjectStore]
+    seal: Seal = UNSEALED
     seen: MutableMapping[str, str] = field(default_factory=dict)
 
     def run(self, *, now: datetime, depth: Depth, model: str | None = None, dry_run: bool = False) -> Iterator[Finding]:
@@ -119,9 +122,9 @@ class Reconciler:
         for used in used_channels(self.engine, self.tables, workspace=workspace, model=model):
             if is_unchanged(store, used.keys, self.seen):
                 continue
-            found = restore(store, used.keys, self.seen, dry_run=dry_run)
+            found = restore(store, used.keys, self.seen, seal=self.seal, dry_run=dry_run)
             if found is None:
-                found = promote_again(self.engine, store, used, self.settings, dry_run=dry_run)
+                found = promote_again(self.engine, store, used, self.settings, seal=self.seal, dry_run=dry_run)
             if found is not None:
                 yield found
 
@@ -218,7 +221,8 @@ class _ReleaseCheck:
             return None
         with suppress(InvalidChannelError):
             keys = ChannelKeys(model_key=folder.model_key, channel=check_channel(folder.name))
-            return restore(self._store, keys, self._reconciler.seen, dry_run=self._dry_run)
+            known, seal = self._reconciler.seen, self._reconciler.seal
+            return restore(self._store, keys, known, seal=seal, dry_run=self._dry_run)
         return None
 
     def _counted(self, prefix: str) -> Iterator[ObjectInfo]:

@@ -12,7 +12,13 @@ from sqlalchemy.engine import Engine
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.config import Settings
 from supabase_bridge.documents import LIMIT_BYTES
-from supabase_bridge.errors import InvalidDocumentError, ObjectNotFoundError, ObjectTooLargeError
+from supabase_bridge.errors import (
+    InvalidDocumentError,
+    ManifestRefusedError,
+    ObjectNotFoundError,
+    ObjectTooLargeError,
+    UntrustedLogError,
+)
 from supabase_bridge.layout import ChannelKeys
 from supabase_bridge.object_store import ObjectStore
 from supabase_bridge.outbox.events import EventKind, NewEvent
@@ -20,6 +26,7 @@ from supabase_bridge.reconcile_findings import Finding, FindingKind, Remedy
 from supabase_bridge.reconcile_releases import Folder, bytewise
 from supabase_bridge.reconcile_repeat import hindrance, record_again
 from supabase_bridge.registry_tables import RegistryTables
+from supabase_bridge.signing import Seal
 from supabase_bridge.status_tags import CHANNEL_TAG, CURRENT
 
 _PAGE = 1_000
@@ -78,12 +85,14 @@ def agrees(folder: Folder) -> bool:
     return (folder.logged.size_bytes, folder.logged.etag) == (folder.published.size_bytes, folder.published.etag)
 
 
-def restore(store: ObjectStore, keys: ChannelKeys, seen: MutableMapping[str, str], *, dry_run: bool) -> Finding | None:
+def restore(
+    store: ObjectStore, keys: ChannelKeys, seen: MutableMapping[str, str], *, seal: Seal, dry_run: bool
+) -> Finding | None:
     """Compare a manifest with its log, and write the log's newest entry where they differ; None: they do not.
 
     The log is believed in all: a pointer that somebody moved by hand with our commands is in it, and stays.
     """
-    log = ChannelLog(store, keys)
+    log = ChannelLog(store, keys, seal)
     try:
         state = log.look()
         if state.head is None and state.published is None:
@@ -96,7 +105,7 @@ def restore(store: ObjectStore, keys: ChannelKeys, seen: MutableMapping[str, str
             return None
         if not dry_run:
             log.heal()
-    except InvalidDocumentError as error:
+    except (InvalidDocumentError, ManifestRefusedError, UntrustedLogError) as error:
         return _finding(FindingKind.DAMAGED_LOG, keys, str(error), Remedy.REPORTED)
     what = "it was deleted" if state.published is None else "it was not its log's newest entry"
     detail = f"{what}; entry {state.head.sequence} names {state.head.current.run_id}"
@@ -104,10 +113,10 @@ def restore(store: ObjectStore, keys: ChannelKeys, seen: MutableMapping[str, str
 
 
 def promote_again(
-    engine: Engine, store: ObjectStore, used: UsedChannel, settings: Settings, *, dry_run: bool
+    engine: Engine, store: ObjectStore, used: UsedChannel, settings: Settings, *, seal: Seal, dry_run: bool
 ) -> Finding | None:
     """Record the promotion of the version that is current, where neither manifest nor log is there any more."""
-    state = ChannelLog(store, used.keys).look()
+    state = ChannelLog(store, used.keys, seal).look()
     if state.head is not None or state.published is not None:
         return None
     detail = f"manifest and log are gone; version {used.version} of {used.model} was current"

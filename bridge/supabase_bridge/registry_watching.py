@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import RegistryUnavailableError, SettingsError
+from supabase_bridge.key_files import writer_seal
 from supabase_bridge.object_store import Progress
 from supabase_bridge.outbox import duties
 from supabase_bridge.outbox.opening import connect
@@ -51,6 +52,7 @@ def watching(
         announce: See `Mirror.run`.
 
     Raises:
+        SettingsError, SigningExtraMissingError: see `writer_seal`.
         SettingsError: the address is none, the database is MLflow's own, or it follows another server.
         RegistryUnavailableError: the database did not answer.
     """
@@ -59,19 +61,23 @@ def watching(
     settings = replace(settings, tracking_uri=tracking_uri)
     if not mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.is_set():
         mlflow.environment_variables.MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(_RETRIES)
+    seal = writer_seal(settings)
     engine = connect(settings.watch_database_url, connections=2 * settings.concurrency + 3)
     stores = Stores(settings)
     try:
         _prepare(engine, tracking_uri)
         outbox = Outbox(engine)
         registry = Registry(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-        processor = Processor(settings=settings, registry=registry, outbox=outbox, open_store=stores, announce=announce)
+        processor = Processor(
+            settings=settings, registry=registry, outbox=outbox, open_store=stores, announce=announce, seal=seal
+        )
         runtime = Runtime(
             settings=settings,
             stores=stores,
             outbox=outbox,
             registry=registry,
             processor=processor,
+            seal=seal,
             tables=lambda _: watched_tables(),
         )
         yield Watching(watch=RegistryWatch(registry, engine), runtime=runtime)

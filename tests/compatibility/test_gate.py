@@ -91,7 +91,7 @@ class Gated:
     def finish_events(self) -> None:
         """As a worker that has carried out everything."""
         with self.registry.engine.begin() as connection:
-            connection.execute(OUTBOX.update().values(state=EventState.DONE.value))
+            connection.execute(OUTBOX.update().values(state=EventState.DONE.value, finished_ms=1))
 
 
 @pytest.fixture
@@ -352,7 +352,9 @@ def test_a_promotion_that_never_came_through_is_no_proof_of_having_been_current(
     version = gated.version(FAILS)
     gated.registry.move(version, "Production")
     with gated.registry.engine.begin() as connection:
-        connection.execute(OUTBOX.update().values(state=state.value))
+        connection.execute(
+            OUTBOX.update().values(state=state.value, finished_ms=None if state is EventState.PENDING else 1)
+        )
     gated.registry.store.set_model_version_tag(MODEL, version, RegisteredModelTag("supabase.status", "superseded"))
     gated.model_tag("supabase.gate", "enforce")
     assert gated.refused(version) == REFUSAL

@@ -19,6 +19,7 @@ from supabase_bridge.runtime import runtime
 from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 from tests.databases import DatabaseServer
 from tests.e2e.served import until
+from tests.project_artifacts import torch_archive
 from tests.registry_fixtures import Scene, model_files
 from tests.simulators.storage import Delay, Fault, StorageSimulator
 
@@ -76,7 +77,7 @@ def test_a_store_whose_disk_is_full_is_named_and_the_release_follows_when_there_
     make_worker_scene: MakeWorkerScene,
 ) -> None:
     scene = make_worker_scene(environ={})
-    version = scene.train(files={**model_files(), "two_tower_latest.pt": os.urandom(5 * MIB)})
+    version = scene.train(files={**model_files(), "two_tower_latest.pt": torch_archive(os.urandom(5 * MIB))})
     with no_file_larger_than(4 * MIB):
         (handled,) = scene.work()
     assert handled.state is EventState.PENDING

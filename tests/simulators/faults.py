@@ -20,9 +20,10 @@ class Respond:
 
 @dataclass(frozen=True)
 class Delay:
-    """Wait, then handle the request as usual."""
+    """Wait, at most until `over` is set where it is given, then handle the request as usual."""
 
     seconds: float
+    over: threading.Event | None = None
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class _Exchanger:
 
     def _handle(self, request: Request, action: Action | None) -> None:
         if isinstance(action, Delay):
-            self._stopping.wait(action.seconds)
+            (action.over or self._stopping).wait(action.seconds)
         if isinstance(action, CutRequestAfter):
             request.body.cut_after_bytes = action.bytes
         if isinstance(action, CorruptRequest):
