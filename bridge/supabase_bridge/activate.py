@@ -87,7 +87,9 @@ def verify_release(
         key = keys.file(name)
         try:
             info = store.stat(key)
-            digest = sha256_of(store, key) if read_all or info.sha256 is None else info.sha256
+            digest = None if read_all else info.sha256
+            if digest is None and info.size_bytes == record.size_bytes:
+                digest = sha256_of(store, key, size_bytes=record.size_bytes)
         except ObjectNotFoundError:
             raise ReleaseDamagedError(key, "it is missing") from None
         if (info.size_bytes, digest) != (record.size_bytes, record.sha256):

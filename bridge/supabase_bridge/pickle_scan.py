@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import struct
 import zipfile
 from collections.abc import Collection, Iterator
 from typing import IO
@@ -22,6 +23,11 @@ _PICKLE_LIMIT_BYTES = 16_000_000
 _NESTING_LIMIT = 3
 _MEMBERS_LIMIT = 100_000
 _ZIP_START = b"PK\x03\x04"
+_END = struct.Struct("<4s8xLLH")
+_END_LOCATOR = struct.Struct("<4s4xQ4x")
+_LARGE_END = struct.Struct("<4sQ28xQQ")
+_LARGE_END_REST_BYTES = 44
+_IN_LARGE_END = 0xFFFFFFFF
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 _CODE_SUFFIXES = (".so", ".dll", ".dylib", ".pyd")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -83,6 +89,7 @@ def _scan_archive(file: IO[bytes], name: str, allowed: frozenset[str], *, depth:
         raise UnsafePickleError(name, f"archives in it are nested more than {_NESTING_LIMIT} deep")
     found = False
     try:
+        _check_end(file, name)
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             # PyTorch's reader compares names without case; of two that are alike each reader may take another.
@@ -96,6 +103,29 @@ def _scan_archive(file: IO[bytes], name: str, allowed: frozenset[str], *, depth:
         raise UnsafePickleError(name, f"it is a damaged archive: {error}") from error
     if not found and not name.lower().endswith(".pt2"):
         raise UnsafePickleError(name, "there is no pickle in it, which every file of torch.save has")
+
+
+def _check_end(file: IO[bytes], name: str) -> None:
+    """Refuse an archive whose end leaves it to the reader where its directory is.
+
+    Of a directory that is not right before the end, zipfile reads what is, and PyTorch's reader what the end names;
+    so what is scanned would not be what is loaded. Source: PKWARE's APPNOTE, sections 4.3.14 to 4.3.16.
+    """
+    end = file.seek(-_END.size, io.SEEK_END)
+    signature, size, begin, comment = _END.unpack(file.read(_END.size))
+    whole = signature == b"PK\x05\x06" and comment == 0
+    before = end - _END_LOCATOR.size - _LARGE_END.size
+    if whole and before >= 0:
+        file.seek(before)
+        large, rest, large_size, large_begin = _LARGE_END.unpack(file.read(_LARGE_END.size))
+        locator, place = _END_LOCATOR.unpack(file.read(_END_LOCATOR.size))
+        if locator == b"PK\x06\x07":
+            agree = size in {large_size, _IN_LARGE_END} and begin in {large_begin, _IN_LARGE_END}
+            whole = (large, rest, place) == (b"PK\x06\x06", _LARGE_END_REST_BYTES, before) and agree
+            end, size, begin = before, large_size, large_begin
+    if not whole or begin + size != end:
+        raise UnsafePickleError(name, "its end is not that of an archive as torch.save writes it")
+    file.seek(0)
 
 
 def _scan_member(

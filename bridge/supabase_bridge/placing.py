@@ -109,6 +109,7 @@ def _holds(same: Callable[[bytes], bool], found: bytes) -> bool:
 
 def _digest(store: ObjectStore, key: str) -> str | None:
     try:
-        return store.stat(key).sha256 or sha256_of(store, key)
+        info = store.stat(key)
+        return info.sha256 or sha256_of(store, key, size_bytes=info.size_bytes)
     except ObjectNotFoundError:
         return None

@@ -19,6 +19,9 @@ from supabase_bridge.identity import MODEL_KEY_TAG
 from supabase_bridge.outbox.events import EventKind, NewEvent
 from supabase_bridge.status_tags import promotion_verdict
 
+_REASON_LIMIT = 1_500
+"""Characters of a refusal; there may be any number of malformed tags."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Rules:
@@ -121,6 +124,7 @@ def _target(event: NewEvent) -> str:
 def _refusal(event: NewEvent, reason: str) -> MlflowException:
     """What MLflow's UI shows as a notice, after the code; BAD_REQUEST is HTTP 400, which no client tries again."""
     verb = "go to" if event.stage else "be"
+    told = reason if len(reason) <= _REASON_LIMIT else f"{reason[:_REASON_LIMIT]}…"
     return MlflowException(
-        f"{event.model} v{event.version} cannot {verb} {_target(event)}: {reason}", error_code=BAD_REQUEST
+        f"{event.model} v{event.version} cannot {verb} {_target(event)}: {told}", error_code=BAD_REQUEST
     )

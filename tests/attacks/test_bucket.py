@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from supabase_bridge.documents import Manifest
 from supabase_bridge.errors import (
     InvalidDocumentError,
     InvalidObjectKeyError,
+    ManifestPathError,
     ReleaseConflictError,
     ReleaseDamagedError,
     SettingsError,
@@ -28,6 +30,7 @@ from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.outbox.events import EventState
 from supabase_bridge.release_files import files_of
+from supabase_bridge.trust import TrustPolicy
 from tests.attacks.laid import FIRST, LATEST, Laid, keys_of, lay
 from tests.attacks.refusals import download
 from tests.commands import invoke
@@ -117,11 +120,12 @@ def test_a_forged_log_entry_whose_files_lie_elsewhere_is_not_built_upon(laid: La
     current = json.loads(head.to_bytes())["current"]
     forged = entry(head, current={**current, field: path.format(run_id=head.current.run_id)})
     put(laid, LATEST.history(head.sequence + 1), forged)
-    with pytest.raises(InvalidDocumentError):
+    with pytest.raises(ManifestPathError) as caught:
         ChannelLog(laid.store, LATEST).look()
+    assert caught.value.field == f"current.{field}"
     former = json.loads(head.to_bytes())["current"]
     put(laid, LATEST.history(head.sequence + 1), entry(head, previous=[{**former, field: path}]))
-    with pytest.raises(InvalidDocumentError):
+    with pytest.raises(ManifestPathError):
         ChannelLog(laid.store, LATEST).look()
 
 
@@ -132,7 +136,7 @@ def test_a_forged_log_entry_whose_run_id_is_a_path_is_not_built_upon(laid: Laid,
     head = laid.head
     current = {**json.loads(head.to_bytes())["current"], "run_id": run_id}
     put(laid, LATEST.history(head.sequence + 1), entry(head, current=current))
-    with pytest.raises(InvalidDocumentError) as caught:
+    with pytest.raises(ManifestPathError) as caught:
         ChannelLog(laid.store, LATEST).look()
     assert len(str(caught.value)) < 1_000
 
@@ -242,7 +246,7 @@ def test_a_model_meta_of_another_release_or_with_files_elsewhere_is_refused(laid
     with pytest.raises((ReleaseDamagedError, InvalidDocumentError, InvalidObjectKeyError)):
         laid.switch(former)
     with pytest.raises(InvalidDocumentError) if change != {"files": {}} else nullcontext():
-        files_of(laid.store, keys)
+        files_of(laid.store, keys, policy=TrustPolicy(), now=datetime.now(timezone.utc))
 
 
 def test_the_model_meta_of_another_model_copied_into_a_release_is_refused(laid: Laid) -> None:

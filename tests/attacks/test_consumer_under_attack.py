@@ -148,8 +148,9 @@ def test_a_redirect_is_not_followed_and_its_target_gets_no_key(status: str) -> N
         assert elsewhere.heads == []
 
 
-def test_a_redirect_to_a_file_is_not_followed() -> None:
-    location = "Location: file:///etc/passwd\r\n"
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "http://[", "http://evil%1b[2J/", "//", "x" * 9_000])
+def test_a_redirect_to_a_file_or_to_nowhere_is_not_followed(target: str) -> None:
+    location = f"Location: {target}\r\n"
     refused(lambda talk: talk.send(answer(b"", status="302 Found", headers=location)), RedirectRefusedError)
 
 

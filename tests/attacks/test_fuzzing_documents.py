@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from supabase_bridge.completion import TrainingFacts, complete_meta, complete_metrics, wanted_run_id
 from supabase_bridge.documents import LIMIT_BYTES, Document, Manifest, Metrics, ModelMeta, Origin, parse_object
 from supabase_bridge.errors import BridgeError, InvalidDocumentError
-from supabase_bridge.layout import ReleaseKeys, RunId, check_channel, check_model_key, check_object_key
+from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId, check_channel, check_model_key, check_object_key
 from supabase_bridge.mlflow_model import model_files, parse_mlmodel
 from supabase_bridge.onnx_file import Tensors
 from supabase_bridge.python_environment import requirements
 from supabase_bridge.release_files import parse_path
-from supabase_bridge.release_log import check_places
+from supabase_bridge.trust import check_paths
 from tests.attacks.fuzzing import fuzzed, json_value, junk, mixed, text
 
 MESSAGE_LIMIT = 1_000
 KEYS = ReleaseKeys(model_key="two_tower", run_id=RunId.parse("20251031T093831Z"))
+LATEST = ChannelKeys(model_key="two_tower", channel="latest")
 FACTS = TrainingFacts(ended_at=datetime(2025, 10, 31, tzinfo=timezone.utc))
 ORIGIN = Origin(registered_model="two_tower", version=1)
 
@@ -95,7 +96,7 @@ def test_a_document_with_any_fields_is_refused_or_written_so_that_it_reads_back(
         assert len(again) <= LIMIT_BYTES
         assert kind.parse(again).to_bytes() == again
     if isinstance(document, Manifest):
-        ours(lambda: check_places(document, "key"))
+        ours(lambda: check_paths(document, LATEST))
 
 
 @fuzzed()

@@ -16,11 +16,20 @@ from supabase_bridge.config import Secret
 from supabase_bridge.errors import BridgeError
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.supabase import SupabaseStore
+from supabase_bridge.object_store.supabase_transport import Transport
 from supabase_bridge.object_store.supabase_upload import read_info
 from tests.attacks.fuzzing import fuzzed, json_value, junk, mixed, text
 from tests.simulators.storage import Fault, Respond, StorageSimulator
 
 KEY = "two_tower/latest/manifest.json"
+TRANSPORT = Transport(
+    url="https://x.supabase.co",
+    key=Secret("key"),
+    bucket="models",
+    timeout=timedelta(seconds=1),
+    pause=lambda _: None,
+)
+"""Never connected."""
 
 status = st.sampled_from(
     [200, 201, 204, 206, 301, 304, 400, 401, 403, 404, 409, 410, 413, 416, 418, 429, 500, 503, 599]
@@ -34,7 +43,12 @@ listing = mixed(
     hasNext=st.booleans(),
     nextCursor=text,
 )
-info = mixed(size=st.integers(), last_modified=text, etag=text, metadata=mixed(sha256=text, upload=text))
+info = mixed(
+    size=st.integers(),
+    last_modified=text,
+    etag=text,
+    metadata=mixed(sha256=st.one_of(text, st.just("0" * 64)), upload=text, seal=st.one_of(text, st.just("0" * 64))),
+)
 signed = mixed(signedURL=text)
 body = st.one_of(
     junk, st.one_of(refusal, listing, info, signed, json_value).map(lambda value: json.dumps(value).encode())
@@ -127,8 +141,9 @@ def test_a_server_that_answers_anything_gets_an_error_of_ours_and_is_not_asked_f
 @given(st.one_of(info, json_value))
 def test_any_answer_about_an_object_is_understood_or_a_value_error(answer: object) -> None:
     try:
-        found = read_info(KEY, answer)
+        found = read_info(TRANSPORT, KEY, answer)
     except ValueError:
         return
     assert found.info.size_bytes >= 0
     assert found.info.sha256 is None or len(found.info.sha256) == 64
+    assert not found.info.sealed

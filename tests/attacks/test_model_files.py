@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,23 @@ import yaml  # type: ignore[import-untyped]  # PyYAML has no annotations
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from onnx import TensorProto, helper
 
+from supabase_bridge.checks import Checks
 from supabase_bridge.completion import TrainingFacts
+from supabase_bridge.documents import ModelMeta
 from supabase_bridge.draft import Draft, draft_release
 from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError, SourceNotAllowedError
 from supabase_bridge.layout import ReleaseKeys, RunId
 from supabase_bridge.mlflow_model import model_files, parse_mlmodel
-from supabase_bridge.onnx_file import tensors
 from supabase_bridge.selection import Selection
-from supabase_bridge.source import SourceFolder, VersionSource
+from supabase_bridge.source import VersionSource
+from supabase_bridge.source_folder import SourceFolder
 from tests.attacks.refusals import refusal
 from tests.registry_fixtures import MODEL, Scene, tiny_onnx
 
 KEYS = ReleaseKeys(model_key=MODEL, run_id=RunId.parse("20251031T093831Z"))
 FACTS = TrainingFacts(ended_at=datetime(2025, 10, 31, 9, 38, 31, tzinfo=timezone.utc))
+CHECKS = Checks(timeout=timedelta(minutes=1), memory_bytes=10**9)
+META = ModelMeta(model_name=MODEL, run_id=str(KEYS.run_id), files={})
 FLAVORS: Mapping[str, Any] = {
     "onnx": {"data": "model.onnx", "onnx_version": "1.17.0"},
     "python_function": {"data": "model.onnx", "loader_module": "mlflow.onnx", "python_version": "3.11.2"},
@@ -51,8 +55,8 @@ def drafted(home: Path, files: Mapping[str, bytes]) -> Draft:
 def release(home: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The model files of the release that is made of a model directory, by name, and its ONNX file."""
     draft = drafted(home, files)
-    made = model_files(draft.mlmodel, draft.environment, tensors(draft.onnx), keys=KEYS, facts=FACTS)
-    return {**made, KEYS.onnx_name: draft.onnx.read_bytes()}
+    made = model_files(draft.mlmodel, draft.environment, draft.tensors, keys=KEYS, facts=FACTS)
+    return {**made, KEYS.onnx_name: draft.onnx.local.read_bytes()}
 
 
 def mlmodel(**flavors: Any) -> bytes:
@@ -310,7 +314,7 @@ def test_weights_that_onnx_leaves_outside_when_it_joins_are_refused(tmp_path: Pa
 @pytest.mark.parametrize("data", [b"", b"\x80\x04\x95", b"PK\x03\x04", tiny_onnx()[:-20], b"{}", b"\x0a" * 100_000])
 def test_an_onnx_file_that_is_another_kind_of_file_is_refused(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(InvalidModelFileError):
-        drafted(tmp_path, {"model.onnx": data})
+        CHECKS.run(drafted(tmp_path, {"model.onnx": data}).onnx, None, META)
 
 
 def test_a_version_that_tries_everything_at_once_becomes_a_release_without_any_of_it(directory_scene: Scene) -> None:

@@ -9,6 +9,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,16 +17,21 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from mlflow_supabase.artifact_repository import SupabaseArtifactRepository
+from supabase_bridge import Resolver
 from supabase_bridge.cli.logs import configure_logging
 from supabase_bridge.config import Secret, Settings
 from supabase_bridge.errors import BridgeError, SourceNotAllowedError, without_credentials
 from supabase_bridge.object_store.opening import open_store
+from supabase_bridge.outbox.events import EventState
 from supabase_bridge.outbox.opening import open_outbox
+from supabase_bridge.signing_keys import PrivateKey
 from supabase_bridge.supervisor import Address, server_command, server_environment, worker_command
 from tests.attacks.refusals import download
 from tests.commands import Said, invoke
+from tests.consumers import Bucket
 from tests.registry_fixtures import MODEL, MakeScene, Scene, files_below, supabase_environment
 from tests.requirements_on_machine import free_port
+from tests.signatures import encoded, key
 from tests.simulators.storage import Fault, Respond, StorageSimulator
 
 PASSWORD = "hunter2-is-secret"
@@ -346,3 +352,149 @@ def test_an_outbox_that_cannot_be_opened_names_no_password_in_its_whole_chain_of
         with pytest.raises(BridgeError) as caught, open_outbox(settings):
             pass
         assert hidden(PASSWORD, "".join(traceback.format_exception(caught.value)))
+
+
+# --- keys that sign, and keys that read -------------------------------------------------------------------------------
+
+
+def forms_of_key(private: PrivateKey) -> list[str]:
+    """How a private key may appear: lines of its PEM, and its one number in any spelling."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    loaded = serialization.load_pem_private_key(private.pem, password=None)
+    assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+    scalar = loaded.private_numbers().private_value
+    data = scalar.to_bytes(32, "big")
+    lines = [line for line in private.pem.decode().splitlines() if "-----" not in line]
+    # The PEM's first line is mostly the kind of key, and its last ones mostly the public half.
+    secret_lines = [lines[0][-24:], lines[1][:24]]
+    spellings = [str(scalar), data.hex(), base64.b64encode(data).decode()[:-2], encoded(data), repr(data)[2:-1]]
+    return [*secret_lines, *spellings, data.decode("latin-1")]
+
+
+def keyless(private: PrivateKey, *texts: str | bytes) -> bool:
+    return not any(
+        form in (text.decode("latin-1") if isinstance(text, bytes) else text)
+        for form in forms_of_key(private)
+        for text in texts
+    )
+
+
+def test_the_signing_key_is_in_no_log_tag_document_repr_or_output_of_a_signed_run_that_succeeds_and_fails(
+    make_scene: MakeScene, supabase_settings: Settings, simulator: StorageSimulator, logged: io.StringIO
+) -> None:
+    private = key("first")
+    pem = private.pem.decode()
+    scene = make_scene(supabase_settings, signing_key=Secret(pem))
+    scene.promote(scene.train())
+    scene.work()
+    head = scene.head()
+    assert head is not None
+    assert head.signature is not None
+    scene.train(files={"notes.txt": b""})
+    entry = f"{MODEL}/latest/history/"
+    forged = head.model_copy(update={"sequence": 2, "signature": None}).to_bytes()
+    (first,) = scene.objects(entry)
+    simulator.put_object("models", first.replace("1.json", "2.json"), forged)
+    scene.promote(scene.train())
+    assert scene.work()[-1].state is EventState.DEAD
+    environment = {**supabase_environment(simulator), "SUPABASE_BRIDGE_SIGNING_KEY": pem}
+    home = ["--home", str(scene.settings.home)]
+    keys = [
+        ["keys", "list"],
+        ["keys", "sign-manifest", MODEL],
+        ["keys", "sign-release", MODEL, RUN_ID],
+        ["pull", MODEL],
+    ]
+    said = every_command(scene, environment)
+    said += [invoke("-v", *command, *home, environment=environment) for command in [*keys, ["verify", MODEL]]]
+    assert {0, 1} <= {one.code for one in said}
+    assert keyless(private, *(one.out + one.err for one in said))
+    assert keyless(private, *everything_kept(scene), logged.getvalue())
+    made = scene.runtime
+    shown = [repr(made), repr(made.seal), repr(vars(made)), repr(scene.settings), str(made.seal.signer), repr(private)]
+    assert keyless(private, *shown, f"{made.seal.signer!s}{private!s}")
+
+
+@pytest.mark.parametrize("spoiled", ["cut", "doubled", "other kind", "header only"])
+def test_a_signing_key_that_cannot_be_used_is_refused_unprinted(tmp_path: Path, spoiled: str) -> None:
+    private = key("first")
+    pem = private.pem.decode()
+    texts = {
+        "cut": pem[:-60],
+        "doubled": pem.replace("\n", "\n\n x", 2),
+        "other kind": pem.replace("PRIVATE", "RSA PRIVATE"),
+        "header only": pem.replace("-----BEGIN", "BEGIN"),
+    }
+    (tmp_path / "key.pem").write_text(texts[spoiled])
+    (tmp_path / "key.pem").chmod(0o600)
+    for name, value in (
+        ("SUPABASE_BRIDGE_SIGNING_KEY", texts[spoiled]),
+        ("SUPABASE_BRIDGE_SIGNING_KEY_FILE", str(tmp_path / "key.pem")),
+        ("SUPABASE_BRIDGE_TRUSTED_KEYS", str(tmp_path / "key.pem")),
+    ):
+        said = invoke("-v", "keys", "list", "--home", tmp_path, environment={name: value})
+        assert said.code == 2
+        assert keyless(private, said.out + said.err)
+
+
+def test_a_new_key_is_printed_nowhere(tmp_path: Path, logged: io.StringIO) -> None:
+    said = invoke("-v", "keys", "generate", "--out", tmp_path)
+    again = invoke("-v", "keys", "generate", "--out", tmp_path)
+    assert (said.code, again.code) == (0, 2)
+    made = PrivateKey.parse((tmp_path / "signing-key.pem").read_bytes(), setting="x")
+    assert keyless(made, said.out + said.err, again.out + again.err, logged.getvalue())
+    assert (tmp_path / "signing-key.pem").stat().st_mode & 0o077 == 0
+
+
+def test_the_anon_key_is_in_no_output_log_error_or_file_of_a_consumer(
+    simulator: StorageSimulator, tmp_path: Path, logged: io.StringIO
+) -> None:
+    """One that may read, and one that may not: Supabase's answer to it may quote it."""
+    anon = simulator.anon_key
+    Bucket.of_simulator(simulator).promote()
+    environment = {"SUPABASE_URL": simulator.url, "SUPABASE_ANON_KEY": anon, "SUPABASE_BRIDGE_CACHE_DIR": str(tmp_path)}
+    commands = [["pull", MODEL, str(tmp_path / "dest")], ["verify", MODEL, "--json"], ["keys", "list"]]
+    said = [invoke("-v", *one, "--home", tmp_path, environment=environment) for one in commands]
+    quoting = json.dumps({"statusCode": "403", "error": "Unauthorized", "message": f"jwt {anon} is not valid"}).encode()
+    simulator.inject(Fault(action=Respond(400, quoting), path_contains="/object", times=1_000))
+    said += [invoke("-v", *one, "--home", tmp_path, environment=environment) for one in commands]
+    with Resolver(url=simulator.url, key=anon) as resolver, pytest.raises(BridgeError) as caught:
+        resolver.resolve(MODEL)
+    simulator.clear_faults()
+    chain = "".join(traceback.format_exception(caught.value))
+    shown = repr(resolver) + repr(vars(resolver)) + chain + repr(vars(caught.value))
+    assert hidden(anon, *(one.out + one.err for one in said), logged.getvalue(), shown)
+    assert hidden(anon, *files_below(tmp_path).values())
+
+
+@pytest.mark.parametrize("status", [302, 400, 403, 404, 500])
+def test_the_token_of_a_signed_url_is_in_no_error_log_or_memory_of_a_consumer(
+    simulator: StorageSimulator, tmp_path: Path, logged: io.StringIO, status: int
+) -> None:
+    Bucket.of_simulator(simulator).promote()
+    tokens: list[str] = []
+
+    def sign(name: str) -> str:
+        url = simulator.sign("models", name, lifetime_seconds=60)
+        tokens.append(url.partition("token=")[2])
+        return url
+
+    def quoting() -> Respond:
+        facts = {"statusCode": str(status), "error": tokens[-1], "message": f"jwt {tokens[-1]} expired"}
+        return Respond(status, json.dumps(facts).encode(), {"location": f"https://evil.example/?token={tokens[-1]}"})
+
+    with Resolver(signed_urls=sign, cache_dir=tmp_path / "cache", timeout=timedelta(seconds=2)) as resolver:
+        resolver.pull(MODEL, tmp_path / "dest")
+        tokens.append(fixed := "a-token-that-signs-short-enough-to-be-quoted")
+        url = f"{simulator.url}/storage/v1/x?token={fixed}&download=1"
+        resolver_of_one = Resolver(signed_urls=lambda _: url)
+        simulator.inject(Fault(action=quoting(), times=1_000))
+        with resolver_of_one, pytest.raises(BridgeError) as caught:
+            resolver_of_one.resolve(MODEL)
+        simulator.clear_faults()
+    told = "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value)) + repr(resolver)
+    ours = "".join(line for line in logged.getvalue().splitlines() if line.startswith("supabase_bridge"))
+    for token in tokens:
+        assert hidden(token, told, ours, *files_below(tmp_path).values())

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,9 @@ from supabase_bridge.documents import LIMIT_BYTES, RELEASE_NOTES_LIMIT, Manifest
 from supabase_bridge.errors import SourceUnusableError
 from supabase_bridge.outbox.events import EventState
 from tests.commands import Said, invoke
+from tests.consumers import Bucket
 from tests.registry_fixtures import MODEL, Scene, model_files
+from tests.simulators.hostile import Conversation, answer, hostile
 
 CLEAR_SCREEN = "\x1b[2J\x1b[H"
 LINK = "\x1b]8;;https://evil.example\x07click\x1b]8;;\x07"
@@ -198,3 +201,51 @@ def test_hostile_text_in_a_document_is_kept_as_data_and_as_nothing_else(director
     assert meta.format == text
     assert {key.split("/")[0] for key in objects} == {MODEL}
     assert all(re.fullmatch(r"[A-Za-z0-9_./-]+", key) for key in objects)
+
+
+# --- what a storage server says to a consumer's terminal --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["400 Bad Request", "403 Forbidden", "404 Not Found", "302 Found"])
+def test_a_storage_servers_words_steer_no_terminal_of_a_consumer(tmp_path: Path, status: str) -> None:
+    words = "".join(HOSTILE)
+    body = json.dumps({"statusCode": "418", "error": words, "message": words, "code": words}).encode()
+    data = Bucket(lambda _key, _data: None).promote().to_bytes()
+    refusal = answer(body, status=status, headers="Location: http://evil%1b[2J/\r\n")
+
+    def script(talk: Conversation) -> None:
+        wanted = b"/manifest.json" in talk.head.partition(b"\r\n")[0]
+        talk.send(answer(data) if wanted else refusal)
+
+    with hostile(script) as server:
+        environment = {"SUPABASE_URL": server.url, "SUPABASE_BRIDGE_CACHE_DIR": str(tmp_path / "cache")}
+        for arguments in (["verify", MODEL], ["verify", MODEL, "--json"], ["pull", MODEL, tmp_path / "dest"]):
+            said = invoke("-v", *arguments, "--home", tmp_path, environment=environment, color=True)
+            assert said.code == 1
+            assert steering(said.out + said.err) == set()
+            assert forged(said) == []
+
+
+@pytest.mark.parametrize("command", [["pull", "{}", "dest"], ["verify", "{}"], ["keys", "sign-manifest", "{}"]])
+def test_a_hostile_reference_reaches_no_terminal_as_it_is(tmp_path: Path, command: list[str]) -> None:
+    for text in HOSTILE:
+        arguments = [part.replace("{}", text) for part in command]
+        said = invoke(*arguments, "--home", tmp_path, color=True)
+        assert said.code in {1, 2}
+        assert steering(said.out + said.err) == set()
+        assert forged(said) == []
+
+
+def test_paths_with_escapes_are_shown_and_not_sent(tmp_path: Path) -> None:
+    home = tmp_path / "a\x1b[2Jb\u202e"
+    Bucket.of_directory(home / "supabase" / "models").promote()
+    for arguments in (
+        ["pull", MODEL, home / "dest"],
+        ["pull", MODEL, home / "dest", "--json"],
+        ["verify", MODEL],
+        ["keys", "generate", "--out", home / "keys"],
+        ["keys", "generate", "--out", home / "keys"],
+    ):
+        said = invoke(*arguments, "--home", home, environment={"SUPABASE_BRIDGE_CACHE_DIR": str(home)}, color=True)
+        assert said.out + said.err
+        assert steering(said.out + said.err) == set()

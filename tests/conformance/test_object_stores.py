@@ -100,7 +100,9 @@ def test_a_file_is_streamed_and_its_progress_reported(store: ObjectStore, file: 
     assert sum(moved) == len(BIG)
     assert len(moved) > 1 or len(BIG) <= 1024 * 1024
     assert b"".join(store.stream("m/weights.onnx")) == BIG
-    assert sha256_of(store, "m/weights.onnx") == hashlib.sha256(BIG).hexdigest()
+    assert sha256_of(store, "m/weights.onnx", size_bytes=len(BIG)) == hashlib.sha256(BIG).hexdigest()
+    with pytest.raises(CorruptObjectError, match="more than"):
+        sha256_of(store, "m/weights.onnx", size_bytes=len(BIG) - 1)
 
 
 def test_progress_of_bytes_is_reported(store: ObjectStore) -> None:

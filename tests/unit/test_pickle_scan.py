@@ -52,6 +52,14 @@ def archive(members: Mapping[str, bytes], *, compressed: bool = False) -> bytes:
     return data.getvalue()
 
 
+def large_end(data: bytes, *, move: int = 0, place: int = 0) -> bytes:
+    """The same archive with a zip64 end as well, which PyTorch writes always; off by so much, where given."""
+    size, begin = struct.unpack_from("<LL", data, len(data) - 10)
+    end = len(data) - 22
+    large = struct.pack("<4sQHHLLQQQQ", b"PK\x06\x06", 44, 45, 45, 0, 0, 1, 1, size, begin + move)
+    return data[:end] + large + struct.pack("<4sLQL", b"PK\x06\x07", 0, end + place, 1) + data[end:]
+
+
 def legacy(pickled: bytes) -> bytes:
     """What torch.save wrote before 1.6: five pickles, then the storages' bytes."""
     small = [pickle.dumps(item, protocol=2) for item in (MAGIC, 1001, {"little_endian": True})]
@@ -78,6 +86,7 @@ def accepted(path: Path, data: bytes, *, name: str = "m.pt", allowed: tuple[str,
 SHAPES: Mapping[str, Callable[[bytes], tuple[str, bytes]]] = {
     "torch.save": lambda pickled: ("m.pt", archive({"archive/data.pkl": pickled, "archive/data/0": b"\x80\x02c"})),
     "compressed": lambda pickled: ("m.pt", archive({"archive/data.pkl": pickled}, compressed=True)),
+    "with a zip64 end": lambda pickled: ("m.pt", large_end(archive({"archive/data.pkl": pickled}))),
     "before 1.6": lambda pickled: ("m.pt", legacy(pickled)),
     "pickle": lambda pickled: ("m.pth", pickled),
     "torch.export": lambda pickled: (
@@ -169,12 +178,27 @@ def test_machine_code_in_an_exported_program_is_refused(tmp_path: Path) -> None:
         (b"weights", "neither an archive nor a pickle"),
         (PLAIN[:-1], "neither an archive nor a pickle"),
         (archive({"archive/data.pkl": PLAIN[:-1]}), "neither an archive nor a pickle"),
-        (archive({"archive/data.pkl": PLAIN})[:-30], "it is a damaged archive"),
+        (archive({"archive/data.pkl": PLAIN})[:-30], "its end is not that of an archive"),
+        (archive({"archive/data.pkl": PLAIN}) + b"x", "its end is not that of an archive"),
+        (large_end(archive({"archive/data.pkl": PLAIN}), move=1), "its end is not that of an archive"),
+        (large_end(archive({"archive/data.pkl": PLAIN}), place=1), "its end is not that of an archive"),
         (archive({"archive/data/0": b"bytes"}), "there is no pickle in it"),
         (archive({"a/data.pkl": PLAIN, "a/DATA.pkl": PLAIN}), "two members of one name"),
         (legacy(PLAIN)[:30], "neither an archive nor a pickle"),
     ],
-    ids=["empty", "text", "cut", "cut inside", "damaged", "no pickle", "twice", "cut legacy"],
+    ids=[
+        "empty",
+        "text",
+        "cut",
+        "cut inside",
+        "damaged",
+        "longer",
+        "moved",
+        "misplaced",
+        "no pickle",
+        "twice",
+        "cut legacy",
+    ],
 )
 def test_what_torch_never_writes_is_refused(tmp_path: Path, data: bytes, said: str) -> None:
     assert said in refused(tmp_path, data)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from supabase_bridge.cli.terminal import shown
 from supabase_bridge.config import Settings
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def opened(home: Path | None) -> Iterator[Resolver]:
     from supabase_bridge.consumer.resolver import Resolver
 
     with Resolver.from_settings(Settings.load(home=home, reading=True)) as resolver:
-        click.echo(f"store:    {resolver.name}", err=True)
+        click.echo(shown(f"store:    {resolver.name}"), err=True)
         yield resolver
 
 
@@ -49,6 +50,6 @@ def line(release: Release) -> str:
     """A release for people."""
     channel = "" if release.channel is None else f"@{release.channel}"
     signed = "signed" if release.signed else "not signed"
-    return (
+    return shown(
         f"{release.model}{channel} {release.run_id} ({len(release.files)} files, {release.size_bytes} bytes, {signed})"
     )

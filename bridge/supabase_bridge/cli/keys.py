@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from supabase_bridge.cli.common import home_option, json_option, print_json, say_store
+from supabase_bridge.cli.terminal import shown
 from supabase_bridge.config import Settings
 from supabase_bridge.object_store.opening import open_store
 
@@ -43,10 +44,10 @@ def generate(out: Path) -> None:
     made = write_new_key(out, PRIVATE_NAME)
     click.echo(made.key_id)
     click.echo(
-        f"private key: {made.private}\npublic key:  {made.public}\n\n"
+        f"private key: {shown(str(made.private))}\npublic key:  {shown(str(made.public))}\n\n"
         "Next, in this order:\n"
         "  1. Give the public key to every consumer and every worker (trusted_keys, SUPABASE_BRIDGE_TRUSTED_KEYS).\n"
-        f"  2. Give the private key to the workers: SUPABASE_BRIDGE_SIGNING_KEY_FILE={made.private}\n"
+        f"  2. Give the private key to the workers: SUPABASE_BRIDGE_SIGNING_KEY_FILE={shown(str(made.private))}\n"
         "  3. Sign what is current: supabase-bridge keys sign-manifest MODEL",
         err=True,
     )
@@ -103,7 +104,7 @@ def sign_manifest(model: str, channel: str, home: Path | None) -> None:
     with closing(open_store(settings, settings.bucket)) as store:
         head = confirm(store, keys, now=datetime.now(timezone.utc), seal=seal)
     signed = "" if seal.signer is None else f", signed by {seal.signer.public.key_id}"
-    click.echo(f"{keys.manifest} is {head.current.run_id} (entry {head.sequence}{signed})")
+    click.echo(shown(f"{keys.manifest} is {head.current.run_id} (entry {head.sequence}{signed})"))
 
 
 @command.command("sign-release")

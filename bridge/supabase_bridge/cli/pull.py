@@ -8,6 +8,7 @@ import click
 
 from supabase_bridge.cli.common import home_option, json_option, print_json
 from supabase_bridge.cli.consumer import facts, line, opened
+from supabase_bridge.cli.terminal import shown
 
 
 @click.command("pull")
@@ -37,4 +38,4 @@ def command(reference: str, dest: Path, as_json: bool, home: Path | None) -> Non
         return
     click.echo(line(pulled.release))
     for path in pulled.files.values():
-        click.echo(f"  {path}")
+        click.echo(shown(f"  {path}"))

@@ -9,6 +9,7 @@ import click
 
 from supabase_bridge.cli.common import home_option, json_option, print_json
 from supabase_bridge.cli.consumer import facts, line, opened
+from supabase_bridge.cli.terminal import shown
 
 
 @click.command("verify")
@@ -38,6 +39,7 @@ def command(reference: str, as_json: bool, home: Path | None) -> None:
         for verdict in verdicts:
             word = "ok " if verdict.problem is None else "BAD"
             problem = "" if verdict.problem is None else f": {verdict.problem}"
-            click.echo(f"  {word} {verdict.name} {verdict.record.size_bytes} {verdict.record.sha256}{problem}")
+            record = verdict.record
+            click.echo(shown(f"  {word} {verdict.name} {record.size_bytes} {record.sha256}{problem}"))
     if not good:
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import click
 
 from supabase_bridge.cli.common import home_option
 from supabase_bridge.cli.consumer import facts, line, opened
+from supabase_bridge.cli.terminal import shown, shown_json
 from supabase_bridge.config import child_environment
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def command(reference: str, command_line: str | None, interval: float, as_json: 
     def report(pulled: PulledRelease) -> None:
         release = pulled.release
         if as_json:
-            click.echo(json.dumps({**facts(release), "directory": str(pulled.directory)}, ensure_ascii=False))
+            click.echo(shown_json({**facts(release), "directory": str(pulled.directory)}))
         else:
             click.echo(line(release))
         if words:
@@ -94,7 +94,7 @@ def _run(words: list[str], pulled: PulledRelease, stop: threading.Event) -> None
                     if stop.is_set():
                         process.terminate()
     except OSError as error:
-        click.echo(f"Error: {words[0]} cannot be run: {(error.strerror or str(error)).lower()}", err=True)
+        click.echo(shown(f"Error: {words[0]} cannot be run: {(error.strerror or str(error)).lower()}"), err=True)
         return
     if code:
-        click.echo(f"Error: {words[0]} ended with exit code {code} for {release.run_id}", err=True)
+        click.echo(shown(f"Error: {words[0]} ended with exit code {code} for {release.run_id}"), err=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from supabase_bridge.config import Secret, names_a_host
 from supabase_bridge.errors import SettingsError
@@ -106,4 +106,6 @@ class SignedAddresses:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or not _KEY.fullmatch(url):
             raise SettingsError("signed_urls", f"what it gives for {key!r} is no http(s) URL")
-        return Address(url=url, headers={}, secret=parts.query or _NOTHING)
+        # A server may quote the token without the rest of the query.
+        token = max((value for _, value in parse_qsl(parts.query)), key=len, default=parts.query)
+        return Address(url=url, headers={}, secret=token or _NOTHING)

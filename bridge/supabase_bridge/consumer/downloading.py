@@ -17,11 +17,17 @@ from supabase_bridge.object_store.local_files import discard, local_error
 _BLOCK_BYTES = 256 * 1024
 """What is written and hashed at a time; the network delivers smaller pieces."""
 _READ_ONLY = 0o444
+_LONGEST = timedelta(days=30)
+"""A forged record may say any size; what a lock, a timer and a socket wait for has a limit."""
 
 
 def time_for(size_bytes: int, *, timeout: timedelta, minimum_rate: int) -> timedelta:
-    """How long a body may take: `timeout`, and as much as its bytes need at the lowest rate (bytes in a second)."""
-    return timeout + timedelta(seconds=size_bytes / minimum_rate)
+    """How long a body may take: `timeout`, and as much as its bytes need at the lowest rate (bytes in a second).
+
+    No more than 30 days, whatever size is recorded.
+    """
+    bounded = min(size_bytes, int(_LONGEST.total_seconds()) * minimum_rate)
+    return min(timeout + timedelta(seconds=bounded / minimum_rate), _LONGEST)
 
 
 def download(reader: Reader, key: str, record: FileRecord, path: Path, *, deadline: Deadline) -> None:

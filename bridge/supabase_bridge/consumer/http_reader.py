@@ -164,8 +164,7 @@ class HttpReader:
     def _refuse(self, call: _Call, response: httpx.Response, *, secret: str) -> NoReturn:
         """Raise what an answer that is no success means."""
         if 300 <= response.status_code < 400 and "location" in response.headers:
-            host = urlsplit(response.headers["location"]).hostname or "nowhere"
-            raise RedirectRefusedError(self.name, call.operation, host)
+            raise RedirectRefusedError(self.name, call.operation, _host(response.headers["location"]))
         body = bytearray()
         for piece in self._pieces(call, response):
             body += piece
@@ -229,6 +228,14 @@ def _length(response: httpx.Response) -> int | None:
     """How long the body is said to be."""
     text = response.headers.get("content-length", "")
     return int(text) if _LENGTH.fullmatch(text) else None
+
+
+def _host(location: str) -> str:
+    """The host that a redirect leads to; urlsplit refuses some texts."""
+    try:
+        return urlsplit(location).hostname or "nowhere"
+    except ValueError:
+        return "nowhere"
 
 
 def _etag(response: httpx.Response) -> str | None:

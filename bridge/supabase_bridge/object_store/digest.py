@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from supabase_bridge.documents import FileRecord
+from supabase_bridge.errors import CorruptObjectError
 from supabase_bridge.object_store import Body, Digests, ObjectStore
 from supabase_bridge.object_store.background_hash import BackgroundHash
 from supabase_bridge.object_store.local_files import local_error, pieces_of, write_all
@@ -71,14 +72,21 @@ class Digesting:
             helper.finish()
 
 
-def sha256_of(store: ObjectStore, key: str) -> str:
+def sha256_of(store: ObjectStore, key: str, *, size_bytes: int) -> str:
     """Lower-case hex of an object's content, found by reading all of it.
+
+    Args:
+        size_bytes: How many bytes it should have; a body that goes on is read no further.
 
     Raises:
         ObjectNotFoundError: there is no such object.
+        CorruptObjectError: it has more bytes.
     """
-    digest = hashlib.sha256()
+    digest, read_bytes = hashlib.sha256(), 0
     for piece in store.stream(key):
+        read_bytes += len(piece)
+        if read_bytes > size_bytes:
+            raise CorruptObjectError(store.name, key, f"{size_bytes} bytes", f"more than {size_bytes} bytes")
         digest.update(piece)
     return digest.hexdigest()
 

@@ -1,0 +1,112 @@
+"""A trainer logs weights that run code when somebody loads them; they are promoted, and the whole worker sees them."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from supabase_bridge.outbox.events import EventState
+from tests.registry_fixtures import MLMODEL, MODEL, Scene, tiny_onnx
+
+PYTORCH = b"flavors:\n  pytorch:\n    model_data: data\n  onnx:\n    data: model.onnx\n"
+
+
+class Payload:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self._proof = proof
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self._proof),)
+
+
+def archive(members: Mapping[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as made:
+        for name, content in members.items():
+            made.writestr(name, content)
+    return data.getvalue()
+
+
+def torch_save(pickled: bytes) -> bytes:
+    return archive({"archive/data.pkl": pickled, "archive/data/0": b"\0" * 64})
+
+
+def two_directories(evil: bytes) -> bytes:
+    """An archive whose end names one directory, and lies behind another one.
+
+    Python's zipfile takes the directory right before the end, and moves every offset accordingly; PyTorch's reader
+    takes the one that the end names.
+    """
+    first, second = (archive({"archive/data.pkl": data}) for data in (evil, pickle.dumps({}, protocol=2)))
+    begins = [struct.unpack_from("<L", data, len(data) - 6)[0] for data in (first, second)]
+    directories = [data[begin:-22] for data, begin in zip((first, second), begins, strict=True)]
+    harmless = bytearray(directories[1])
+    struct.pack_into("<L", harmless, 42, begins[0] - begins[1])
+    end = bytearray(second[-22:])
+    struct.pack_into("<L", end, 16, begins[0])
+    return first[: begins[0]] + directories[0] + second[: begins[1]] + bytes(harmless) + bytes(end)
+
+
+def test_the_archive_with_two_directories_is_one_that_pythons_reader_finds_harmless() -> None:
+    with zipfile.ZipFile(io.BytesIO(two_directories(b"evil" * 50))) as found:
+        assert found.read("archive/data.pkl") == pickle.dumps({}, protocol=2)
+
+
+PLACES: Mapping[str, Callable[[bytes], dict[str, bytes]]] = {
+    "a bare pickle": lambda evil: {"two_tower_latest.pt": evil},
+    "torch.save": lambda evil: {"two_tower_latest.pt": torch_save(evil)},
+    "an archive in an archive": lambda evil: {
+        "two_tower_latest.pt2": archive({"m/data/sample_inputs/model.pt": torch_save(evil), "m/x.json": b"{}"})
+    },
+    "an archive in an archive in an archive": lambda evil: {
+        "two_tower_latest.pt": archive(
+            {"archive/data.pkl": pickle.dumps({}, protocol=2), "archive/x": archive({"y": torch_save(evil)})}
+        )
+    },
+    "behind a state_dict": lambda evil: {"two_tower_latest.pt": pickle.dumps({"a": 1}, protocol=2) + evil},
+    "after the archive": lambda evil: {"two_tower_latest.pt": torch_save(pickle.dumps({}, protocol=2)) + evil},
+    "before the archive": lambda evil: {"two_tower_latest.pt": evil + torch_save(pickle.dumps({}, protocol=2))},
+    "a second pickle": lambda evil: {
+        "two_tower_latest.pt": archive({"archive/data.pkl": pickle.dumps({}, protocol=2), "archive/more.PKL": evil})
+    },
+    "an archive with two directories": lambda evil: {"two_tower_latest.pt": two_directories(evil)},
+    "mlflow.pytorch": lambda evil: {"model/MLmodel": PYTORCH, "model/data/model.pth": torch_save(evil)},
+}
+
+
+def test_weights_that_run_code_never_reach_a_release_and_never_run(directory_scene: Scene, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    evil = pickle.dumps({"weights": Payload(proof)}, protocol=2)
+    for place, put in PLACES.items():
+        files = {"model/MLmodel": MLMODEL, "model/model.onnx": tiny_onnx(), **put(evil)}
+        version = directory_scene.train(files=files)
+        directory_scene.promote(version)
+        handled = directory_scene.work()
+        assert not proof.exists(), place
+        assert {item.state for item in handled} == {EventState.DEAD}, place
+        assert directory_scene.objects() == {}, place
+        tags = directory_scene.tags(version)
+        assert (tags["status"], tags["error"]) == ("rejected", handled[-1].outcome), place
+    pickle.loads(evil)
+    assert proof.exists()
+
+
+def test_pickles_beside_the_weights_are_left_behind(directory_scene: Scene, tmp_path: Path) -> None:
+    """mlflow.pytorch names a module to unpickle with; a Python model has its own. Neither is part of a release."""
+    evil = pickle.dumps(Payload(tmp_path / "proof"))
+    beside = ("model/python_model.pkl", "model/data/pickle_module_info.txt", "model/code/evil.pkl", "evil.joblib")
+    files = {"model/MLmodel": PYTORCH, "model/model.onnx": tiny_onnx(), **dict.fromkeys(beside, evil)}
+    directory_scene.promote(directory_scene.train(files=files))
+    assert directory_scene.work()[-1].state is EventState.DONE
+    assert not (tmp_path / "proof").exists()
+    head = directory_scene.head()
+    assert head is not None
+    assert not [name for name in head.current.files if name.endswith((".pkl", ".txt.", ".joblib", ".pt"))]
+    assert not [key for key, data in directory_scene.objects(MODEL).items() if b"proof" in data]
