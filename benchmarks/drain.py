@@ -87,7 +87,7 @@ def _seconds(directory: Path, place: Target, database: str, versions: int) -> li
         times: list[float] = []
         for workers in (1, 2):
             if server:
-                url = server.create_like(backlog)
+                url = server.create(template=backlog)
             else:
                 url = f"sqlite:///{directory / f'{workers}.db'}"
                 copy_sqlite(home / "mlflow.db", directory / f"{workers}.db")

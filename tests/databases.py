@@ -36,25 +36,32 @@ class DatabaseServer:
     stop: Callable[[], None]
     start: Callable[[], None]
 
-    def create_like(self, url: str) -> str:
-        """Create a copy of a database that nobody uses any more, whose connections are ended (PostgreSQL); its URL."""
-        name, original = f"test_{uuid.uuid4().hex[:12]}", sa.make_url(url).database
-        engine = sa.create_engine(self.admin_url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            users = sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name")
-            connection.execute(users, {"name": original})
-            connection.execute(sa.text(f"CREATE DATABASE {name} TEMPLATE {original}"))
-        engine.dispose()
-        return sa.make_url(self.admin_url).set(database=name).render_as_string(hide_password=False)
+    def create(self, *, template: str | None = None) -> str:
+        """Create a database; its URL. See `create_database`."""
+        return create_database(self.admin_url, template=template)
 
-    def create(self) -> str:
-        """Create an empty database; its URL."""
-        name = f"test_{uuid.uuid4().hex[:12]}"
-        engine = sa.create_engine(self.admin_url, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        return sa.make_url(self.admin_url).set(database=name).render_as_string(hide_password=False)
+
+def create_database(admin_url: str, *, template: str | None = None, name: str | None = None) -> str:
+    """Create a database on a server; its URL.
+
+    Args:
+        template: PostgreSQL only: the URL of the database to copy, whose connections are ended; None: empty.
+        name: PostgreSQL only: what it is called, instead of the one that is called so now.
+    """
+    created = name or f"test_{uuid.uuid4().hex[:12]}"
+    statements = [] if name is None else [f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"]
+    if template is None:
+        statements.append(f"CREATE DATABASE {created}")
+    else:
+        source = sa.make_url(template).database
+        statements.append(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{source}'")
+        statements.append(f"CREATE DATABASE {created} TEMPLATE {source}")
+    engine = sa.create_engine(admin_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(sa.text(statement))
+    engine.dispose()
+    return sa.make_url(admin_url).set(database=created).render_as_string(hide_password=False)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Source: the release specification, section 3, step 5.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -46,7 +47,8 @@ class Switch:
     """What an activation came to.
 
     Attributes:
-        entry: The log entry that holds the release: the new one, or the one that held it already.
+        entry: The log entry that holds the release: the new one, or the one that held it already; where the switch was
+            no longer wanted, the entry that it would have followed.
         switched: True where this call, or an earlier attempt at the same event, moved the pointer.
         head: The log's newest entry when the call ended.
     """
@@ -122,7 +124,13 @@ def activate(
 
 
 def switch(
-    log: ChannelLog, head: Manifest | None, release: VerifiedRelease, *, cause: Cause, published_at: datetime
+    log: ChannelLog,
+    head: Manifest | None,
+    release: VerifiedRelease,
+    *,
+    cause: Cause,
+    published_at: datetime,
+    still_wanted: Callable[[Manifest | None], bool] = lambda _: True,
 ) -> Switch:
     """Make a release that was just verified the current one of a channel: commit to the log, then publish.
 
@@ -132,6 +140,9 @@ def switch(
     Args:
         head: The log's newest entry as the caller has read it.
         published_at: The entry's time; the same at every attempt of one event.
+        still_wanted: Asked of each head that the entry would follow, after it was read: nothing can come between this
+            question and the entry, since an entry is created only where the head has not moved. Where it says no,
+            nothing is switched.
 
     Raises:
         StoreUnavailableError: nothing is known about the outcome; the same call may be made again.
@@ -144,7 +155,7 @@ def switch(
         notes = _release_notes(release.meta)
 
         def build(head: Manifest | None) -> Manifest | None:
-            if log.find(cause, head) is not None:
+            if log.find(cause, head) is not None or not still_wanted(head):
                 return None
             return next_entry(head, log.keys, current=current, cause=cause, release_notes=notes)
 

@@ -23,7 +23,7 @@ from supabase_bridge.object_store import ObjectStore, Progress
 from supabase_bridge.outbox.events import Event, EventKind, EventState
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.registry import RegisteredVersion, Registry
-from supabase_bridge.release_log import moved_by_hand
+from supabase_bridge.release_log import pinned
 from supabase_bridge.signing import UNSEALED, Seal
 from supabase_bridge.source import Sources
 from supabase_bridge.status_tags import Tags
@@ -81,7 +81,8 @@ class Processor:
         """Do what an event asks for, if it still is wanted.
 
         Args:
-            still_held: Called before a pointer moves; raises LeaseLostError where the event is another worker's by now.
+            still_held: Called before each try to move a pointer; raises LeaseLostError where the event is another
+                worker's by now.
 
         Raises:
             BridgeError: it could not be done; `retryable` says whether the same attempt may succeed later.
@@ -153,9 +154,9 @@ class Processor:
         keys = ChannelKeys(model_key=self._key(version), channel=triggers.channel)
         log = ChannelLog(store, keys, self._seal)
         head = log.look().head
-        pinned = _pinned_since(head, event, arrival=triggers.arrives(event))
-        if pinned is not None:
-            return Finished(state=EventState.SUPERSEDED, outcome=pinned)
+        promoted_at = event.created_at if triggers.arrives(event) else None
+        if head is not None and pinned(head, promoted_at=promoted_at):
+            return _stays(head)
         if winner.id != event.id and head is not None and head.current.model_version == winner.version:
             return Finished(state=EventState.DONE, outcome=f"{triggers.channel} is version {winner.version} already")
         mirrored = self._mirror(version).run(version, model_key=keys.model_key, announce=self._announce)
@@ -166,7 +167,10 @@ class Processor:
             mirrored.release,
             cause=Cause(registry_id=self._identity(), event_id=event.id),
             published_at=(event.started_at or event.created_at).replace(microsecond=0),
+            still_wanted=lambda newest: newest is head or _may_follow(newest, promoted_at, still_held),
         )
+        if switched.entry.current.run_id != str(mirrored.release.keys.run_id):
+            return _stays(switched.entry)
         self._show(switched, version)
         if (failing := status_tags.let_through(version.tags)) is not None:
             facts = {"model": version.model, "version": version.version, "verdict": failing}
@@ -267,10 +271,15 @@ def _superseded(event: Event, triggers: Triggers, winner: Event | None) -> Finis
     return Finished(state=EventState.SUPERSEDED, outcome=reason)
 
 
-def _pinned_since(head: Manifest | None, event: Event, *, arrival: bool) -> str | None:
-    """Why a pointer that a person moved by hand stays: it was moved after this promotion, or nobody promoted since."""
-    if head is None or not moved_by_hand(head):
-        return None
-    if arrival and event.created_at >= head.current.published_at:
-        return None
-    return f"{head.channel} was moved to {head.current.run_id} by hand and stays there until somebody promotes"
+def _may_follow(head: Manifest | None, promoted_at: datetime | None, still_held: Callable[[], None]) -> bool:
+    """Whether a promotion may still move the pointer on from `head`, which another writer has made meanwhile."""
+    if pinned(head, promoted_at=promoted_at):
+        return False
+    still_held()
+    return True
+
+
+def _stays(head: Manifest) -> Finished:
+    """A pointer that a person moved by hand stays: it was moved after this promotion, or nobody promoted since."""
+    outcome = f"{head.channel} was moved to {head.current.run_id} by hand and stays there until somebody promotes"
+    return Finished(state=EventState.SUPERSEDED, outcome=outcome)

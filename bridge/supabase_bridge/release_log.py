@@ -69,6 +69,17 @@ def moved_by_hand(entry: Manifest) -> bool:
     return entry.cause is not None and bool(entry.cause.by_hand)
 
 
+def pinned(head: Manifest | None, *, promoted_at: datetime | None) -> bool:
+    """True where a person moved the pointer by hand after this promotion, so that the promotion does not move it.
+
+    Args:
+        promoted_at: None: nobody promoted; a version that was current left its stage.
+    """
+    if head is None or not moved_by_hand(head):
+        return False
+    return promoted_at is None or promoted_at < head.current.published_at
+
+
 def commits(entry: Manifest, cause: Cause) -> bool:
     """True where `entry` is the switch that this event asked for."""
     return (

@@ -43,7 +43,7 @@ def make_worker_scene(
     url: str | None = None
     if request.param == "postgresql":
         server: DatabaseServer = request.getfixturevalue("postgresql")
-        url = _for_this_mlflow(server.create_like(request.getfixturevalue("postgresql_registry")))
+        url = _for_this_mlflow(server.create(template=request.getfixturevalue("postgresql_registry")))
     with ExitStack() as stack:
 
         def make(**changes: Any) -> Scene:

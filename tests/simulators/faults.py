@@ -133,6 +133,11 @@ class FaultPlan:
         with self._lock:
             self._armed.clear()
 
+    def struck(self) -> list[tuple[Fault, int]]:
+        """The faults in force, each with how often it struck."""
+        with self._lock:
+            return [(armed.fault, armed.struck) for armed in self._armed]
+
     def strike(self, method: str, path: str) -> Action | None:
         """The action for this request, of the first fault that wants it; every fault that matches counts it as seen."""
         chosen: Action | None = None

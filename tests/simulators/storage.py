@@ -159,6 +159,10 @@ class StorageSimulator:
         """Put a fault in force, after those already there; the first that wants a request gets it."""
         self._faults.add(fault)
 
+    def struck(self) -> list[tuple[Fault, int]]:
+        """The faults in force, each with how often it struck."""
+        return self._faults.struck()
+
     def clear_faults(self) -> None:
         """Put no fault in force; requests that hang go on hanging."""
         self._faults.clear()

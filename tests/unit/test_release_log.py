@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from supabase_bridge.documents import Cause, CurrentRelease, FileRecord, Manifest
 from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
-from supabase_bridge.release_log import PREVIOUS_KEPT, commits, confirmed, moved_by_hand, next_entry, precedes
+from supabase_bridge.release_log import (
+    PREVIOUS_KEPT,
+    commits,
+    confirmed,
+    moved_by_hand,
+    next_entry,
+    pinned,
+    precedes,
+)
 
 LATEST = ChannelKeys(model_key="two_tower", channel="latest")
 NOON = datetime(2025, 11, 1, 12, tzinfo=timezone.utc)
@@ -159,3 +167,18 @@ def test_a_confirmation_says_what_the_head_says_and_has_no_signature_yet() -> No
     assert entry.to_object().keys() - changed == head.to_object().keys() - changed
     assert (entry.previous, entry.cause, entry.release_notes) == (head.previous, head.cause, head.release_notes)
     assert entry.current.published_at == head.current.published_at
+
+
+def test_a_pointer_moved_by_hand_stays_until_somebody_promotes_after_it() -> None:
+    head = entry_after(None, 1, BY_HAND)
+    moved_at = head.current.published_at
+    assert pinned(head, promoted_at=moved_at - timedelta(milliseconds=1))
+    assert not pinned(head, promoted_at=moved_at)
+    assert pinned(head, promoted_at=None)
+
+
+def test_a_pointer_that_the_registry_moved_follows_every_promotion() -> None:
+    head = entry_after(None, 1, event(5))
+    assert not pinned(head, promoted_at=head.current.published_at - timedelta(days=1))
+    assert not pinned(head, promoted_at=None)
+    assert not pinned(None, promoted_at=None)

@@ -1,0 +1,131 @@
+"""Every point at which a worker can be killed, on every store and database; compared with a run that was not disturbed.
+
+`python -m tests.crash.matrix` takes every point, and prints how many there are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROCESSES = 2
+"""How many drivers share the points of a combination."""
+
+_LIMIT_SECONDS = 900
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """A store and a database.
+
+    Attributes:
+        environment: What names the store.
+        objects: What a run has left in the store, from its directory.
+        database: What tells the driver which database to copy; empty: SQLite's.
+    """
+
+    environment: Mapping[str, str]
+    objects: Callable[[Path], dict[str, bytes]]
+    database: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: what is in the store, and what the database says."""
+
+    objects: Mapping[str, bytes]
+    rows: Mapping[str, list[list[Any]]]
+
+    def differences(self, other: Outcome) -> list[str]:
+        """Where another outcome differs, in words."""
+        keys = sorted(self.objects.keys() | other.objects.keys())
+        found = [key for key in keys if self.objects.get(key) != other.objects.get(key)]
+        return found + [f"{name}: {other.rows[name]}" for name in self.rows if self.rows[name] != other.rows[name]]
+
+
+def check_points(combination: Combination, home: Path, runs: Path, *, first: int, every: int) -> int:
+    """Kill a worker at every n-th point, and compare every run with the one that was not disturbed.
+
+    Args:
+        home: Has two versions registered, which nobody has taken up.
+
+    Returns:
+        How many points there were.
+    """
+    ended = _driven(combination, home, runs, first=first, every=every)
+    apart = {name: ended.pop(name) for name in list(ended) if name.startswith(("rehearsal", "undisturbed"))}
+    assert {tuple(said["codes"]) for said in apart.values()} == {(0,)}
+    assert ended
+    killed = [-signal.SIGKILL, 0]
+    assert {name: said["codes"] for name, said in ended.items() if said["codes"] != killed} == {}
+    undisturbed, *others = (
+        _outcome(combination, runs / name, said) for name, said in apart.items() if name.startswith("undisturbed")
+    )
+    _check_story(undisturbed)
+    assert all(undisturbed.differences(other) == [] for other in others)
+    different = {
+        f"{name} {_last_effect(runs / name)}": differences
+        for name, said in ended.items()
+        if (differences := undisturbed.differences(_outcome(combination, runs / name, said)))
+    }
+    assert different == {}
+    return len(ended)
+
+
+def _check_story(undisturbed: Outcome) -> None:
+    """What the runs are compared with is the whole story, so that nothing is proven by its absence."""
+    manifest = json.loads(undisturbed.objects["two_tower/latest/manifest.json"])
+    assert (manifest["sequence"], manifest["current"]["model_version"]) == (2, 2)
+    assert [pointer["model_version"] for pointer in manifest["previous"]] == [1]
+    assert {row[4] for row in undisturbed.rows["events"]} <= {"done", "superseded"}
+    tags = undisturbed.rows["tags of versions"]
+    assert [1, "supabase.status", "superseded"] in tags
+    assert [2, "supabase.status", "active"] in tags
+
+
+def _driven(combination: Combination, home: Path, runs: Path, *, first: int, every: int) -> dict[str, dict[str, Any]]:
+    """Run the drivers side by side; what they say of each run, by its name."""
+    runs.mkdir(parents=True)
+    drivers = []
+    for number in range(PROCESSES):
+        share = ["--first", str(first + number * every), "--every", str(every * PROCESSES)]
+        command = [sys.executable, "-m", "tests.crash.driver", str(home), str(runs), *combination.database, *share]
+        out, err = (runs / f"driver-{number}.{stream}" for stream in ("out", "err"))
+        with out.open("wb") as stdout, err.open("wb") as stderr:
+            environment = {**os.environ, **combination.environment}
+            cwd = Path(__file__).parents[2]
+            drivers.append(
+                (subprocess.Popen(command, cwd=cwd, env=environment, stdout=stdout, stderr=stderr), out, err)
+            )
+    said: list[dict[str, Any]] = []
+    for process, out, err in drivers:
+        try:
+            assert process.wait(_LIMIT_SECONDS) == 0, err.read_text()
+        finally:
+            process.kill()
+        said += [json.loads(line) for line in out.read_text().splitlines()]
+    return {line["name"]: line for line in said}
+
+
+def _outcome(combination: Combination, run: Path, said: Mapping[str, Any]) -> Outcome:
+    """How a run ended; temporary objects do not count."""
+    lasting = {key: data for key, data in combination.objects(run).items() if not key.startswith("_tmp/")}
+    return Outcome(objects=lasting, rows=said["rows"])
+
+
+def _last_effect(run: Path) -> str:
+    """The side effect at which a run was killed."""
+    return (run / "effects").read_text().splitlines()[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-q", "--crash-every=1", str(Path(__file__).with_name("test_worker_killed.py"))]))

@@ -1,0 +1,23 @@
+"""Storage that fails and workers that are killed lose and double no promotion; the short form of `tests.crash.soak`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.crash.soak import Plan, soak
+from tests.databases import DatabaseServer
+from tests.simulators.storage import StorageSimulator
+
+
+def test_no_promotion_is_lost_or_doubled_while_storage_fails_and_workers_are_killed(
+    tmp_path: Path, postgresql: DatabaseServer, simulator: StorageSimulator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan(servers=1, workers=2, models=3, versions=2, promotions=30, clients=3, pause=0.5, kill_every=5.0)
+    figures = soak(plan, tmp_path, postgresql.create(), simulator)
+    assert figures.promotions == plan.promotions
+    assert figures.switches > plan.models
+    with capsys.disabled():
+        sys.stdout.write(f"\n{figures}\n")
