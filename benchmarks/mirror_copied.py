@@ -104,4 +104,6 @@ def _medians_ms(
 
 
 if __name__ == "__main__":
+    # The server of the checks' processes imports a main file once, but a main module for each of them.
+    __spec__ = None  # type: ignore[assignment]  # what multiprocessing looks for
     raise SystemExit(main())

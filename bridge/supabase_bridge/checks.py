@@ -88,17 +88,15 @@ class Checks:
         context = _context()
         ours, theirs = context.Pipe()
         process = context.Process(target=_examine, args=(theirs, asdict(job)), daemon=True)  # type: ignore[attr-defined]  # typeshed gives it to each kind of context, not to their base
-        try:
-            process.start()
-            theirs.close()
-            with nullcontext() if state_dict is None else state_dict.open() as weights:
+        with ours, nullcontext() if state_dict is None else state_dict.open() as weights:
+            with theirs:
+                process.start()
+            try:
                 self._await(process, ours, weights, onnx.local.name)
-        finally:
-            ours.close()
-            if process.is_alive():
+            finally:
                 process.kill()
-            process.join()
-            process.close()
+                process.join()
+                process.close()
 
     def _await(self, process: BaseProcess, pipe: Connection, weights: BinaryIO | None, name: str) -> None:
         """Answer the process's questions until it says what came of the checks."""

@@ -23,7 +23,7 @@ from supabase_bridge.object_store import ObjectStore, Progress
 from supabase_bridge.outbox.events import Event, EventKind, EventState
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.registry import RegisteredVersion, Registry
-from supabase_bridge.release_log import pinned
+from supabase_bridge.release_log import commits, pinned
 from supabase_bridge.signing import UNSEALED, Seal
 from supabase_bridge.source import Sources
 from supabase_bridge.status_tags import Tags
@@ -136,6 +136,8 @@ class Processor:
 
     def _switch(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Bring one channel to the version that should be current, if this event is the one to do it."""
+        if event.attempts > 1 and (finished := self._finish_committed(event, triggers)) is not None:
+            return finished
         winner = self._winner(event, triggers)
         if triggers.arrives(event):
             if winner is None or winner.id != event.id:
@@ -171,6 +173,21 @@ class Processor:
         )
         if switched.entry.current.run_id != str(mirrored.release.keys.run_id):
             return _stays(switched.entry)
+        return self._switched(switched, version, triggers)
+
+    def _finish_committed(self, event: Event, triggers: Triggers) -> Finished | None:
+        """What an earlier attempt committed before it was cut off is published, still wanted or not: the log has it."""
+        keys = ChannelKeys(model_key=model_key(self._registry, event.model, event.workspace), channel=triggers.channel)
+        log = ChannelLog(self._store(event.workspace), keys, self._seal)
+        head = log.look().head
+        if head is None or not commits(head, Cause(registry_id=self._identity(), event_id=event.id)):
+            return None
+        log.heal()
+        version = self._registry.version(event.model, int(head.current.model_version or 0), event.workspace)
+        return self._switched(Switch(entry=head, switched=True, head=head), version, triggers)
+
+    def _switched(self, switched: Switch, version: RegisteredVersion, triggers: Triggers) -> Finished:
+        """Let the versions concerned show a switch that was made."""
         self._show(switched, version)
         if (failing := status_tags.let_through(version.tags)) is not None:
             facts = {"model": version.model, "version": version.version, "verdict": failing}

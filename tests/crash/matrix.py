@@ -21,6 +21,8 @@ PROCESSES = 2
 """How many drivers share the points of a combination."""
 
 _LIMIT_SECONDS = 900
+_DRIVER = "from tests.crash.driver import main; main()"
+"""Not `-m`: each process of the checks would import that module, and so MLflow, once more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def _driven(combination: Combination, home: Path, runs: Path, *, first: int, eve
     drivers = []
     for number in range(PROCESSES):
         share = ["--first", str(first + number * every), "--every", str(every * PROCESSES)]
-        command = [sys.executable, "-m", "tests.crash.driver", str(home), str(runs), *combination.database, *share]
+        command = [sys.executable, "-c", _DRIVER, str(home), str(runs), *combination.database, *share]
         out, err = (runs / f"driver-{number}.{stream}" for stream in ("out", "err"))
         with out.open("wb") as stdout, err.open("wb") as stderr:
             environment = {**os.environ, **combination.environment}
