@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from supabase_bridge.errors import InvalidGateError, SettingsError
-from supabase_bridge.gates import Gate, parse_gate
+from supabase_bridge.errors import SettingsError
+from supabase_bridge.gates import Gate
 from supabase_bridge.layout import check_channel
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from supabase_bridge.settings_file import COUNTS, complaint, is_count, is_span, settings_in
 
 FILE_NAME = "supabase-bridge.toml"
 RESUMABLE_THRESHOLD_BYTES = 50_000_000
 _STAGES = ("None", "Staging", "Production", "Archived")
-_FILE_LIMIT_BYTES = 1_000_000
-_SHORTEST_SECONDS = {"temporary_keys_age": 86_400}
-"""Of a span of time, where 0.001 is too short: a younger upload may still be gone on with."""
 
 
 class Secret:
@@ -159,7 +151,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         home = (home or Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns")).absolute()
         given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
-        values = _from_file(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
+        values = settings_in(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
         values.setdefault("cache_dir", _user_cache(environ))
         values.update(_from_environment(environ))
         values.update({name: value for name, value in arguments.items() if value is not None})
@@ -175,7 +167,7 @@ class Settings:
         environ = os.environ if environ is None else environ
         home = Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns").absolute()
         given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
-        values = _from_file(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
+        values = settings_in(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
         return _complete(cls(home=home, **{**values, "supabase_url": None}), reading=True)
 
     @property
@@ -238,8 +230,8 @@ def _complete(settings: Settings, *, reading: bool) -> Settings:
     shared = [*settings.workspaces.values(), settings.bucket]
     if len(set(shared)) < len(shared):
         raise SettingsError("[workspaces]", "two workspaces share a bucket; each needs one of its own")
-    if not _is_count(settings.concurrency, _COUNTS["concurrency"]):
-        raise SettingsError("concurrency", _complaint("concurrency"))
+    if not is_count(settings.concurrency, COUNTS["concurrency"]):
+        raise SettingsError("concurrency", complaint("concurrency"))
     if DEFAULT_WORKSPACE in settings.workspaces:
         raise SettingsError("[workspaces]", f"{DEFAULT_WORKSPACE!r} has the bucket that `bucket` names")
     if mixed := settings.release_buckets.intersection(settings.artifact_buckets):
@@ -319,8 +311,8 @@ def _trust_from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             seconds = float(text)
         except ValueError:
             seconds = 0.0
-        if not _is_span(seconds, "max_age"):
-            raise SettingsError("SUPABASE_BRIDGE_MAX_AGE", _complaint("max_age"))
+        if not is_span(seconds, "max_age"):
+            raise SettingsError("SUPABASE_BRIDGE_MAX_AGE", complaint("max_age"))
         values["max_age"] = timedelta(seconds=seconds)
     return values
 
@@ -335,132 +327,3 @@ def _user_cache(environ: Mapping[str, str]) -> Path | None:
     except RuntimeError:
         return None
     return home / ".cache" / "supabase-bridge" if home.is_absolute() else None
-
-
-_SECONDS = (
-    "poll_interval",
-    "outbox_retention",
-    "lease",
-    "retry_cap",
-    "give_up_after",
-    "run_grace",
-    "request_timeout",
-    "max_age",
-    "check_timeout",
-    "reconcile_interval",
-    "temporary_keys_age",
-)
-_COUNTS = {"concurrency": 64}
-_TEXTS = ("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri", "watch_database_url")
-_NEVER = ("reconcile_interval",)
-"""Which spans may be 0: what happens after them does not happen."""
-_LISTS = ("artifact_buckets", "allowed_sources", "allowed_pickle_globals")
-_PATHS = ("cache_dir", "signing_key_file")
-_PATH_LISTS = ("trusted_keys",)
-_SECRETS = {
-    "service_key": "SUPABASE_SERVICE_ROLE_KEY",
-    "anon_key": "SUPABASE_ANON_KEY",
-    "signing_key": "SUPABASE_BRIDGE_SIGNING_KEY",
-}
-_SIZES = ("cache_limit_bytes", "resumable_threshold_bytes", "check_memory_bytes")
-_SWITCHES = ("gate_rollbacks", "require_signature")
-
-
-def _from_file(path: Path, *, required: bool) -> dict[str, Any]:
-    """What the TOML file sets.
-
-    Raises:
-        SettingsError: it is missing though named, malformed, or sets something unknown (a secret in a file is refused).
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_FILE_LIMIT_BYTES)
-        table = tomllib.loads(data.decode())
-    except FileNotFoundError:
-        if required:
-            raise SettingsError("SUPABASE_BRIDGE_CONFIG", f"{path} does not exist") from None
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise SettingsError(str(path), f"cannot be read: {error}") from error
-    values: dict[str, Any] = {}
-    for name, value in table.items():
-        if name == "channels" and isinstance(value, dict) and set(value) <= {"stages", "aliases"}:
-            values.update({part: _text_table(path, f"channels.{part}", value[part]) for part in value})
-        elif name == "workspaces":
-            values[name] = _text_table(path, name, value)
-        elif name == "gates":
-            values[name] = _gates(path, value)
-        elif name in _SWITCHES and isinstance(value, bool):
-            values[name] = value
-        elif name in _SECONDS and _is_span(value, name):
-            values[name] = timedelta(seconds=value)
-        elif name in _TEXTS and isinstance(value, str) and value:
-            values[name] = value
-        elif name in _PATHS and isinstance(value, str) and value:
-            values[name] = _expanded(path, name, value)
-        elif (name in _SIZES and _is_size(value)) or (name in _COUNTS and _is_count(value, _COUNTS[name])):
-            values[name] = value
-        elif name in _LISTS and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            values[name] = tuple(value)
-        elif name in _PATH_LISTS and isinstance(value, list) and all(isinstance(item, str) and item for item in value):
-            values[name] = tuple(_expanded(path, name, item) for item in value)
-        else:
-            raise SettingsError(f"{path}: {name}", _complaint(name))
-    return values
-
-
-def _expanded(path: Path, name: str, value: str) -> Path:
-    try:
-        return Path(value).expanduser().absolute()
-    except RuntimeError as error:
-        raise SettingsError(f"{path}: {name}", "names the home directory of nobody here") from error
-
-
-def _is_span(seconds: object, name: str) -> bool:
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        return False
-    return (seconds == 0 and name in _NEVER) or _SHORTEST_SECONDS.get(name, 0.001) <= seconds <= 1e9
-
-
-def _is_size(size_bytes: object) -> bool:
-    return isinstance(size_bytes, int) and not isinstance(size_bytes, bool) and size_bytes >= 0
-
-
-def _is_count(number: object, most: int) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= most
-
-
-def _text_table(path: Path, name: str, value: object) -> Mapping[str, str]:
-    if not isinstance(value, dict) or not all(isinstance(text, str) and text for text in value.values()):
-        raise SettingsError(f"{path}: [{name}]", 'expected lines of the form name = "text"')
-    return MappingProxyType(dict(value))
-
-
-def _gates(path: Path, value: object) -> Mapping[str, Gate]:
-    if not isinstance(value, dict) or not all(isinstance(table, dict) for table in value.values()):
-        raise SettingsError(f"{path}: [gates]", "expected a table for each model: [gates.two_tower]")
-    found: dict[str, Gate] = {}
-    for model, table in value.items():
-        try:
-            found[model] = parse_gate(table)
-        except InvalidGateError as error:
-            raise SettingsError(f"{path}: [gates.{model}]", str(error)) from error
-    return MappingProxyType(found)
-
-
-def _complaint(name: str) -> str:
-    if name in _SECRETS:
-        return f"a secret does not belong in a file; set {_SECRETS[name]} in the environment"
-    known = {item.name for item in fields(Settings)} - {"home", *_SECRETS, "stages", "aliases"}
-    if name not in known | {"channels"}:
-        return f"no such setting; there are {', '.join(sorted(known | {'channels'}))}"
-    if name in _SECONDS:
-        never = ", or 0 for never" if name in _NEVER else ""
-        return f"expected a number of seconds, {_SHORTEST_SECONDS.get(name, 0.001)} at least and 1e9 at most{never}"
-    if name in _SWITCHES:
-        return "expected true or false"
-    if name in _COUNTS:
-        return f"expected a whole number, 1 at least and {_COUNTS[name]} at most"
-    if name in _SIZES:
-        return "expected a whole number of bytes, 0 at least"
-    return "expected a list of texts" if name in _LISTS + _PATH_LISTS else "expected a text"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import threading
 import time
 from datetime import timedelta
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,8 +158,9 @@ class ListenBell:
         deadline = time.monotonic() + seconds
         while not stop.is_set() and (left := deadline - time.monotonic()) > 0:
             watched = [self._woken, *([self._driver.fileno()] if self.hears else [])]
-            # A signal's handler runs and select goes on (PEP 475), so that `stop` is looked at now and then.
-            ready, _, _ = select.select(watched, [], [], min(left, _STOP_LOOK_SECONDS))
+            # A signal's handler runs and the wait goes on (PEP 475), so that `stop` is looked at now and then. Not
+            # select(2), which takes no descriptor above 1023.
+            ready = wait_for_any(watched, min(left, _STOP_LOOK_SECONDS))
             if self._woken in ready:
                 os.read(self._woken, 4096)
                 return
