@@ -95,25 +95,32 @@ def _complete_on_mysql(connection: Connection) -> None:
 @contextmanager
 def _alone(engine: Engine) -> Iterator[Connection]:
     """A transaction during which no other server makes or changes the tables."""
-    with engine.connect() as connection, connection.begin():
+    with engine.connect() as connection, _lock_on_mysql(connection), connection.begin():
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         elif connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_ID)))
-        else:
-            # Named after the database: MySQL's locks are the whole server's, and a name has 64 characters at most.
-            name = sa.func.concat("supabase_bridge.", sa.func.md5(sa.func.database()))
-            if connection.scalar(sa.select(sa.func.get_lock(name, _LOCK_SECONDS))) != 1:
-                raise TimeoutError("another server has been making the outbox's tables for ten minutes")
-            try:
-                yield connection
-            except BaseException:
-                # The lock goes with the connection, whatever state that is in.
-                connection.invalidate()
-                raise
-            connection.execute(sa.select(sa.func.release_lock(name)))
-            return
         yield connection
+
+
+@contextmanager
+def _lock_on_mysql(connection: Connection) -> Iterator[None]:
+    """A lock of MySQL's around a transaction, which knows none that ends with one; nothing on other databases."""
+    if connection.dialect.name not in {"mysql", "mariadb"}:
+        yield
+        return
+    # Named after the database: MySQL's locks are the whole server's, and a name has 64 characters at most.
+    name = sa.func.concat("supabase_bridge.", sa.func.md5(sa.func.database()))
+    if connection.scalar(sa.select(sa.func.get_lock(name, _LOCK_SECONDS))) != 1:
+        raise TimeoutError("another server has been making the outbox's tables for ten minutes")
+    connection.commit()
+    try:
+        yield
+    except BaseException:
+        # The lock goes with the connection, whatever state that is in.
+        connection.invalidate()
+        raise
+    connection.execute(sa.select(sa.func.release_lock(name)))
 
 
 def _use_write_ahead_log(engine: Engine) -> None:
