@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from benchmarks.registries import bridge_command, database_server, environment, process, scene
-from benchmarks.target import Target
-from supabase_bridge.config import Secret
+from benchmarks.target import Target, simulator
 from supabase_bridge.outbox.schema import OUTBOX
 from tests.databases import copy_sqlite
 from tests.registry_fixtures import model_files
@@ -44,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.simulator:
         _simulate(options.delay)
         return 0
-    with tempfile.TemporaryDirectory() as directory, _slow_simulator(options.delay) as place:
+    slow = ("-m", "benchmarks.drain", "--simulator", "--delay", str(options.delay))
+    with tempfile.TemporaryDirectory() as directory, simulator(*slow) as place:
         one, two = _seconds(Path(directory), place, options.database, options.versions)
     print(
         f"{options.versions} versions on {options.database}, {options.delay * 1_000:.0f} ms before each answer: "
@@ -58,20 +57,6 @@ def _simulate(delay: float) -> None:
         simulator.inject(Fault(action=Delay(delay)))
         print(json.dumps({"url": simulator.url, "service_key": simulator.service_key}), flush=True)
         sys.stdin.read()
-
-
-@contextmanager
-def _slow_simulator(delay: float) -> Iterator[Target]:
-    command = [sys.executable, "-m", "benchmarks.drain", "--simulator", "--delay", str(delay)]
-    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
-        assert started.stdin is not None
-        assert started.stdout is not None
-        told = json.loads(started.stdout.readline())
-        try:
-            yield Target(url=told["url"], key=Secret(told["service_key"]), simulated=True)
-        finally:
-            started.stdin.close()
-            started.wait(timeout=30)
 
 
 def _seconds(directory: Path, place: Target, database: str, versions: int) -> list[float]:

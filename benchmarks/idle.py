@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from benchmarks.registries import DATABASES, database_server, environment, scene
 from benchmarks.target import Target
-from supabase_bridge.config import Secret
+from supabase_bridge.secret import Secret
 from tests.simulators.storage import StorageSimulator
 
 LIMITS = {"sqlite": 0.1, "postgresql": 0.1, "mariadb": 1.0}

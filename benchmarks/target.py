@@ -14,8 +14,9 @@ from pathlib import Path
 
 import httpx
 
-from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES, Secret
+from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES
 from supabase_bridge.object_store.supabase import SupabaseStore
+from supabase_bridge.secret import Secret
 
 BUCKET = "benchmarks"
 _ROOT = Path(__file__).parents[1]
@@ -61,8 +62,16 @@ def target() -> Iterator[Target]:
     if url := os.environ.get("SUPABASE_URL"):
         yield Target(url=url.rstrip("/"), key=Secret(os.environ["SUPABASE_SERVICE_ROLE_KEY"]), simulated=False)
         return
-    command = [sys.executable, "-m", "tests.simulators.storage"]
-    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with simulator("-m", "tests.simulators.storage") as simulated:
+        yield simulated
+
+
+@contextmanager
+def simulator(*command: str) -> Iterator[Target]:
+    """The simulator that a Python command starts, says the place of in a line, and keeps until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, *command], cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())

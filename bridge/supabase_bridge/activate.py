@@ -5,7 +5,6 @@ Source: the release specification, section 3, step 5.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -96,7 +95,7 @@ def verify_release(
             raise ReleaseDamagedError(key, "it is missing") from None
         if (info.size_bytes, digest) != (record.size_bytes, record.sha256):
             raise ReleaseDamagedError(key, "it differs from what model_meta.json records")
-    own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+    own = FileRecord.of(raw)
     files = {**meta.files, META_NAME: own}
     if seal.keys:
         files[SIGNATURE_NAME] = check_signature(store, keys, files, seal)

@@ -15,33 +15,13 @@ from supabase_bridge.errors import SettingsError
 from supabase_bridge.gates import Gate
 from supabase_bridge.layout import check_channel
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
-from supabase_bridge.settings_file import COUNTS, complaint, is_count, is_span, settings_in
+from supabase_bridge.secret import Secret
+from supabase_bridge.settings_environment import settings_in_environment, user_cache
+from supabase_bridge.settings_file import COUNTS, complaint, is_count, settings_in
 
 FILE_NAME = "supabase-bridge.toml"
 RESUMABLE_THRESHOLD_BYTES = 50_000_000
 _STAGES = ("None", "Staging", "Production", "Archived")
-
-
-class Secret:
-    """A text that shows itself only when asked: its repr, str and format are '***'."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def reveal(self) -> str:
-        """The text itself, for the one place that sends it."""
-        return self._text
-
-    def __repr__(self) -> str:
-        return "***"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._text == other._text
-
-    def __hash__(self) -> int:
-        return hash(self._text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +129,9 @@ class Settings:
             SettingsError: one is malformed, or contradicts another one.
         """
         environ = os.environ if environ is None else environ
-        home = (home or Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns")).absolute()
-        given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
-        values = settings_in(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
-        values.setdefault("cache_dir", _user_cache(environ))
-        values.update(_from_environment(environ))
+        home, values = _from_file(environ, home)
+        values.setdefault("cache_dir", user_cache(environ))
+        values.update(settings_in_environment(environ))
         values.update({name: value for name, value in arguments.items() if value is not None})
         return _complete(cls(home=home, **values), reading=reading)
 
@@ -164,10 +142,7 @@ class Settings:
         Raises:
             SettingsError: one is malformed.
         """
-        environ = os.environ if environ is None else environ
-        home = Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns").absolute()
-        given_file = environ.get("SUPABASE_BRIDGE_CONFIG")
-        values = settings_in(Path(given_file) if given_file else home / FILE_NAME, required=bool(given_file))
+        home, values = _from_file(os.environ if environ is None else environ, None)
         return _complete(cls(home=home, **{**values, "supabase_url": None}), reading=True)
 
     @property
@@ -203,6 +178,13 @@ class Settings:
     def buckets(self) -> frozenset[str]:
         """The buckets that may be read at all."""
         return self.release_buckets | frozenset(self.artifact_buckets)
+
+
+def _from_file(environ: Mapping[str, str], home: Path | None) -> tuple[Path, dict[str, Any]]:
+    """The home directory, and what the settings file sets."""
+    home = (home or Path(environ.get("SUPABASE_BRIDGE_HOME") or "mlruns")).absolute()
+    given = environ.get("SUPABASE_BRIDGE_CONFIG")
+    return home, settings_in(Path(given) if given else home / FILE_NAME, required=bool(given))
 
 
 def _complete(settings: Settings, *, reading: bool) -> Settings:
@@ -263,67 +245,3 @@ def names_a_host(url: str) -> bool:
     except ValueError:
         return False
     return named and parts.scheme in {"http", "https"} and not {"@", "?", "#"} & set(url)
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the environment sets; an empty variable sets nothing."""
-    values: dict[str, Any] = {}
-    for variable, name in (
-        ("SUPABASE_URL", "supabase_url"),
-        ("SUPABASE_BRIDGE_BUCKET", "bucket"),
-        ("SUPABASE_BRIDGE_DATABASE_URL", "database_url"),
-        ("SUPABASE_BRIDGE_ARTIFACTS_DESTINATION", "artifacts_destination"),
-        ("SUPABASE_BRIDGE_TRACKING_URI", "tracking_uri"),
-        ("SUPABASE_BRIDGE_WATCH_DATABASE_URL", "watch_database_url"),
-    ):
-        if text := environ.get(variable, "").strip():
-            values[name] = text
-    if names := environ.get("SUPABASE_BRIDGE_ARTIFACT_BUCKETS", "").split():
-        values["artifact_buckets"] = tuple(names)
-    if "supabase_url" not in values and (reference := environ.get("SUPABASE_PROJECT_REF", "").strip()):
-        if not reference.isalnum():
-            raise SettingsError("SUPABASE_PROJECT_REF", "expected the project's reference id, letters and digits only")
-        values["supabase_url"] = f"https://{reference}.supabase.co"
-    if key := environ.get("SUPABASE_SERVICE_ROLE_KEY", "").strip():
-        values["service_key"] = Secret(key)
-    if key := environ.get("SUPABASE_ANON_KEY", "").strip():
-        values["anon_key"] = Secret(key)
-    if directory := environ.get("SUPABASE_BRIDGE_CACHE", "").strip():
-        values["cache_dir"] = Path(directory).absolute()
-    return values | _trust_from_environment(environ)
-
-
-def _trust_from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """What the environment sets of keys and trust."""
-    values: dict[str, Any] = {}
-    if pem := environ.get("SUPABASE_BRIDGE_SIGNING_KEY", "").strip():
-        values["signing_key"] = Secret(pem)
-    if file := environ.get("SUPABASE_BRIDGE_SIGNING_KEY_FILE", "").strip():
-        values["signing_key_file"] = Path(file).absolute()
-    if paths := environ.get("SUPABASE_BRIDGE_TRUSTED_KEYS", "").strip():
-        values["trusted_keys"] = tuple(Path(path).absolute() for path in paths.split(os.pathsep) if path)
-    if word := environ.get("SUPABASE_BRIDGE_REQUIRE_SIGNATURE", "").strip():
-        if word not in {"true", "false"}:
-            raise SettingsError("SUPABASE_BRIDGE_REQUIRE_SIGNATURE", "expected true or false")
-        values["require_signature"] = word == "true"
-    if text := environ.get("SUPABASE_BRIDGE_MAX_AGE", "").strip():
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = 0.0
-        if not is_span(seconds, "max_age"):
-            raise SettingsError("SUPABASE_BRIDGE_MAX_AGE", complaint("max_age"))
-        values["max_age"] = timedelta(seconds=seconds)
-    return values
-
-
-def _user_cache(environ: Mapping[str, str]) -> Path | None:
-    """The bridge's place in the user's cache directory (XDG Base Directory Specification)."""
-    given = Path(environ.get("XDG_CACHE_HOME", ""))
-    if given.is_absolute():
-        return given / "supabase-bridge"
-    try:
-        home = Path(environ.get("HOME") or Path.home())
-    except RuntimeError:
-        return None
-    return home / ".cache" / "supabase-bridge" if home.is_absolute() else None

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import timedelta
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +16,18 @@ from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError
 from supabase_bridge.object_store import ObjectStore, Progress
 from supabase_bridge.object_store.digest import Digesting
-from supabase_bridge.object_store.local_files import discard, local_error, pieces_of_open, write_all
+from supabase_bridge.object_store.local_files import (
+    discard,
+    is_abandoned,
+    local_error,
+    open_for_reading,
+    pieces_of_open,
+    write_all,
+)
 
 logger = logging.getLogger(__name__)
 
-_ABANDONED_AFTER = timedelta(days=1)
 _PRIVATE = 0o700
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class DigestCache:
@@ -122,7 +125,7 @@ class DigestCache:
                 status = path.stat()
                 if path.suffix != _NewEntry.SUFFIX:
                     found.append((status.st_mtime, status.st_size, path))
-                elif time.time() - status.st_mtime > _ABANDONED_AFTER.total_seconds():
+                elif is_abandoned(status):
                     discard(path)
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
@@ -195,7 +198,7 @@ def _described(record: FileRecord) -> str:
 def _pieces_of_entry(path: Path) -> Iterator[bytes]:
     """A cached file's bytes; they just end where it is not there, or cannot be read."""
     try:
-        with os.fdopen(os.open(path, _READ_FLAGS), "rb") as file:
+        with open_for_reading(path) as file:
             yield from pieces_of_open(file)
     except OSError as error:
         if not isinstance(error, FileNotFoundError):

@@ -5,6 +5,7 @@ Source: the release specification, section 2. docs/format.md shows each with a f
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import datetime, timezone
 from typing import Annotated, Any, ClassVar
@@ -158,6 +159,11 @@ class FileRecord(Document):
 
     size_bytes: Annotated[int, Field(ge=0)]
     sha256: Sha256
+
+    @classmethod
+    def of(cls, data: bytes) -> FileRecord:
+        """The record of a file with this content."""
+        return cls(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 class Origin(Document):

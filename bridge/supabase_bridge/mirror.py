@@ -5,7 +5,6 @@ Source: the release specification, section 3, steps 3 and 4.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 from collections.abc import Callable
@@ -189,7 +188,7 @@ class Mirror:
         files = place_all(placing)
         meta = complete_meta(draft.meta, facts, keys=keys, origin=origin, files=files, release_notes=notes)
         raw = meta.to_bytes()
-        own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+        own = FileRecord.of(raw)
         place_signature(self._store, keys, {**files, META_NAME: own}, self._seal)
         place_document(
             self._store,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from enum import Enum
@@ -84,20 +83,20 @@ def place_document(
     Raises:
         ReleaseConflictError: something else is there; it is left as it is.
     """
-    digest = hashlib.sha256(data).hexdigest()
-    options = PutOptions(content_type=content_type, sha256=digest)
+    own = FileRecord.of(data)
+    options = PutOptions(content_type=content_type, sha256=own.sha256)
     try:
         store.create(key, data, options)
     except ObjectExistsError:
         found = store.read(key, limit_bytes=LIMIT_BYTES)
-        present = hashlib.sha256(found).hexdigest()
-        if present != digest and leftovers is Leftovers.REPLACED:
+        present = FileRecord.of(found)
+        if present != own and leftovers is Leftovers.REPLACED:
             store.overwrite(key, data, options)
-            return FileRecord(size_bytes=len(data), sha256=digest)
-        if present != digest and (leftovers is Leftovers.REFUSED or not _holds(same, found)):
-            raise ReleaseConflictError(key, digest, present) from None
-        return FileRecord(size_bytes=len(found), sha256=present)
-    return FileRecord(size_bytes=len(data), sha256=digest)
+            return own
+        if present != own and (leftovers is Leftovers.REFUSED or not _holds(same, found)):
+            raise ReleaseConflictError(key, own.sha256, present.sha256) from None
+        return present
+    return own
 
 
 def _holds(same: Callable[[bytes], bool], found: bytes) -> bool:

@@ -152,16 +152,15 @@ class Processor:
     def _activate(self, event: Event, winner: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Make the winner's release current, and let the versions concerned show it."""
         version = self._registry.version(winner.model, int(winner.version or 0), winner.workspace)
-        store = self._store(version.workspace)
-        keys = ChannelKeys(model_key=self._key(version), channel=triggers.channel)
-        log = ChannelLog(store, keys, self._seal)
+        key = self._key(version)
+        log = self._log(key, version.workspace, triggers.channel)
         head = log.look().head
         promoted_at = event.created_at if triggers.arrives(event) else None
         if head is not None and pinned(head, promoted_at=promoted_at):
             return _stays(head)
         if winner.id != event.id and head is not None and head.current.model_version == winner.version:
             return Finished(state=EventState.DONE, outcome=f"{triggers.channel} is version {winner.version} already")
-        mirrored = self._mirror(version).run(version, model_key=keys.model_key, announce=self._announce)
+        mirrored = self._mirror(version).run(version, model_key=key, announce=self._announce)
         still_held()
         switched = switch(
             log,
@@ -177,8 +176,8 @@ class Processor:
 
     def _finish_committed(self, event: Event, triggers: Triggers) -> Finished | None:
         """What an earlier attempt committed before it was cut off is published, still wanted or not: the log has it."""
-        keys = ChannelKeys(model_key=model_key(self._registry, event.model, event.workspace), channel=triggers.channel)
-        log = ChannelLog(self._store(event.workspace), keys, self._seal)
+        key = model_key(self._registry, event.model, event.workspace)
+        log = self._log(key, event.workspace, triggers.channel)
         head = log.look().head
         if head is None or not commits(head, Cause(registry_id=self._identity(), event_id=event.id)):
             return None
@@ -223,8 +222,7 @@ class Processor:
         """Whether a channel points to a version's release; its tags do not know of a pointer moved by hand."""
         if version.tags.get(status_tags.STATUS_TAG) != status_tags.Status.ACTIVE.value:
             return False
-        keys = ChannelKeys(model_key=self._key(version), channel=channel)
-        head = ChannelLog(self._store(version.workspace), keys, self._seal).look().head
+        head = self._log(self._key(version), version.workspace, channel).look().head
         return head is not None and head.current.model_version == version.version
 
     def _winner(self, event: Event, triggers: Triggers) -> Event | None:
@@ -267,6 +265,9 @@ class Processor:
 
     def _key(self, version: RegisteredVersion) -> str:
         return model_key(self._registry, version.model, version.workspace)
+
+    def _log(self, model_key: str, workspace: str, channel: str) -> ChannelLog:
+        return ChannelLog(self._store(workspace), ChannelKeys(model_key=model_key, channel=channel), self._seal)
 
     def _store(self, workspace: str) -> ObjectStore:
         bucket = self._settings.bucket_of(workspace)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -112,7 +111,7 @@ def _recorded(store: ObjectStore, keys: ReleaseKeys, policy: TrustPolicy) -> Rel
     meta = ModelMeta.parse(raw)
     if (meta.model_name, meta.run_id) != (keys.model_key, str(keys.run_id)):
         raise InvalidDocumentError(keys.meta, "it names another model or run_id than its key")
-    own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+    own = FileRecord.of(raw)
     files = {**meta.files, META_NAME: own}
     if policy.signature_required:
         files[SIGNATURE_NAME] = check_signature(store, keys, files, Seal(keys=policy.keys))

@@ -5,7 +5,6 @@ Source: docs/adr/0008.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord
@@ -33,7 +32,7 @@ def check_signature(store: ObjectStore, keys: ReleaseKeys, files: Mapping[str, F
         problem = "it is too large to be a model signature"
         raise ReleaseSignatureError(keys.signature, problem, keys.model_key, str(keys.run_id)) from None
     seal.check_release(found, files, keys)
-    return _record(found)
+    return FileRecord.of(found)
 
 
 def place_signature(store: ObjectStore, keys: ReleaseKeys, files: Mapping[str, FileRecord], seal: Seal) -> None:
@@ -51,9 +50,5 @@ def place_signature(store: ObjectStore, keys: ReleaseKeys, files: Mapping[str, F
     try:
         check_signature(store, keys, files, seal)
     except ReleaseSignatureError:
-        options = PutOptions(content_type=JSON_TYPE, sha256=_record(made).sha256)
+        options = PutOptions(content_type=JSON_TYPE, sha256=FileRecord.of(made).sha256)
         store.overwrite(keys.signature, made, options)
-
-
-def _record(data: bytes) -> FileRecord:
-    return FileRecord(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supabase_bridge.config import Secret
 from supabase_bridge.errors import BridgeError
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.supabase import SupabaseStore
 from supabase_bridge.object_store.supabase_transport import Transport
 from supabase_bridge.object_store.supabase_upload import read_info
+from supabase_bridge.secret import Secret
 from tests.attacks.fuzzing import fuzzed, json_value, junk, mixed, text
 from tests.simulators.storage import Fault, Respond, StorageSimulator
 

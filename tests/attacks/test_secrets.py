@@ -19,11 +19,12 @@ from mlflow.exceptions import MlflowException
 from mlflow_supabase.artifact_repository import SupabaseArtifactRepository
 from supabase_bridge import Resolver
 from supabase_bridge.cli.logs import configure_logging
-from supabase_bridge.config import Secret, Settings
+from supabase_bridge.config import Settings
 from supabase_bridge.errors import BridgeError, SourceNotAllowedError, without_credentials
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.outbox.events import EventState
 from supabase_bridge.outbox.opening import open_outbox
+from supabase_bridge.secret import Secret
 from supabase_bridge.signing_keys import PrivateKey
 from supabase_bridge.supervisor import Address, server_command, server_environment, worker_command
 from tests.attacks.refusals import download

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import pytest
 
-from supabase_bridge.config import Secret, Settings
+from supabase_bridge.config import Settings
 from supabase_bridge.documents import FileRecord, Manifest, ModelMeta
 from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
 from supabase_bridge.model_signature import sign
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.outbox.events import EventState
 from supabase_bridge.runtime import runtime
+from supabase_bridge.secret import Secret
 from tests.registry_fixtures import MODEL, MakeScene, Scene, tiny_onnx
 from tests.signatures import key, signer
 

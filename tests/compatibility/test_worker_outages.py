@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from supabase_bridge.config import Secret
 from supabase_bridge.outbox.events import EventState
 from supabase_bridge.runtime import runtime
+from supabase_bridge.secret import Secret
 from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 from tests.databases import DatabaseServer
 from tests.e2e.served import until

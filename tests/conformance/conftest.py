@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from supabase_bridge.config import Secret
 from supabase_bridge.object_store import ObjectStore, PutOptions
 from supabase_bridge.object_store.directory import DirectoryStore
 from supabase_bridge.object_store.supabase import SupabaseStore
+from supabase_bridge.secret import Secret
 from tests.simulators.memory_store import MemoryStore
 from tests.simulators.storage import StorageSimulator
 

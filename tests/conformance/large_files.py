@@ -6,9 +6,9 @@ import hashlib
 from datetime import timedelta
 from pathlib import Path
 
-from supabase_bridge.config import Secret
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.supabase import SupabaseStore
+from supabase_bridge.secret import Secret
 from tests.conformance.conftest import BUCKET
 from tests.simulators.storage import StorageSimulator
 

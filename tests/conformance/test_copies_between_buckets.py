@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from supabase_bridge.config import Secret
 from supabase_bridge.errors import (
     AccessDeniedError,
     BridgeError,
@@ -23,6 +22,7 @@ from supabase_bridge.object_store import Digests, ObjectInfo, PutOptions
 from supabase_bridge.object_store.digest import digests_of
 from supabase_bridge.object_store.reader import open_object
 from supabase_bridge.object_store.sealing import Sealer
+from supabase_bridge.secret import Secret
 from tests.conformance.conftest import ARTIFACTS, BUCKET, Bench, supabase_store
 from tests.simulators.faults import Action, CutAfterHandling, CutBeforeHandling, Fault, Respond
 from tests.simulators.storage import StorageSimulator

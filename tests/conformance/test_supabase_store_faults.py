@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from supabase_bridge.config import Secret
 from supabase_bridge.errors import (
     AccessDeniedError,
     CorruptObjectError,
@@ -23,6 +22,7 @@ from supabase_bridge.errors import (
 )
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.supabase import SupabaseStore
+from supabase_bridge.secret import Secret
 from tests.conformance.conftest import BUCKET, supabase_store
 from tests.simulators.faults import (
     Action,

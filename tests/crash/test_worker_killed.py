@@ -29,7 +29,7 @@ COPYING_EVERY = 9
 _COPY = """
 import sys
 from datetime import timedelta
-from supabase_bridge.config import Secret
+from supabase_bridge.secret import Secret
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.supabase import SupabaseStore
 releases, artifacts = [

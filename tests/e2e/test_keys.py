@@ -10,11 +10,12 @@ import pytest
 from mlflow.artifacts import download_artifacts
 from mlflow.exceptions import MlflowException
 
-from supabase_bridge.config import Secret, Settings
+from supabase_bridge.config import Settings
 from supabase_bridge.errors import ManifestUnsignedError
 from supabase_bridge.layout import ChannelKeys
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.outbox.events import EventState
+from supabase_bridge.secret import Secret
 from supabase_bridge.trust import TrustPolicy, accept
 from tests.commands import Said, execute, invoke
 from tests.registry_fixtures import MODEL, MakeScene, Scene

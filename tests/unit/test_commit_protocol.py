@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from supabase_bridge.channel_log import ChannelLog
-from supabase_bridge.config import Secret
 from supabase_bridge.errors import ObjectExistsError, ObjectNotFoundError
 from supabase_bridge.object_store import JSON_TYPE, NO_CACHE, ObjectStore, PutOptions
 from supabase_bridge.object_store.directory import DirectoryStore
 from supabase_bridge.object_store.supabase import SupabaseStore
+from supabase_bridge.secret import Secret
 from tests.simulators.storage import StorageSimulator
 from tests.unit.commit_protocol import (
     channel_objects,

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from supabase_bridge.config import FILE_NAME, Secret, Settings
+from supabase_bridge.config import FILE_NAME, Settings
 from supabase_bridge.errors import BridgeError, InvalidChannelError, SettingsError
+from supabase_bridge.secret import Secret
 
 KEY = "service-role-key-nobody-may-see"
 PROJECT = {"SUPABASE_URL": "https://abc.supabase.co", "SUPABASE_SERVICE_ROLE_KEY": KEY}

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from supabase_bridge import config
+from supabase_bridge import config, settings_environment
 from supabase_bridge.cli import main
 from supabase_bridge.config import Settings
 
@@ -76,7 +76,7 @@ def test_the_readme_names_every_command() -> None:
 
 def test_every_setting_and_every_variable_is_documented() -> None:
     documented = (ROOT / "docs/settings.md").read_text()
-    source = Path(config.__file__).read_text()
+    source = "".join(Path(str(module.__file__)).read_text() for module in (config, settings_environment))
     variables = set(re.findall(r'"(SUPABASE_[A-Z_]+)"', source))
     tables = {"home": "`--home`", "stages": "`[channels.stages]`", "aliases": "`[channels.aliases]`"}
     tables |= {

@@ -174,9 +174,7 @@ def test_a_resolvers_watch_pulls_before_it_reports_and_serves_from_the_cache_in_
     reported: queue.Queue[PulledRelease] = queue.Queue()
 
     def resolver() -> Resolver:
-        return Resolver(
-            url=simulator.url, key=simulator.service_key, cache_dir=tmp_path, timeout=timedelta(seconds=0.3)
-        )
+        return Resolver(url=simulator.url, key=simulator.service_key, cache_dir=tmp_path)
 
     with resolver() as first, first.watch(MODEL, reported.put, pull=True):
         assert reported.get(timeout=LIMIT_SECONDS).onnx.read_bytes()

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl, quote, urlsplit
 
-from supabase_bridge.config import Secret, names_a_host
+from supabase_bridge.config import names_a_host
 from supabase_bridge.errors import SettingsError
 from supabase_bridge.layout import check_object_key
+from supabase_bridge.secret import Secret
 
 _KEY = re.compile(r"[!-~]+")
 _NOTHING = "\0"

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 from supabase_bridge.documents import LIMIT_BYTES, ModelMeta
 from supabase_bridge.errors import InvalidDocumentError, LocalFileError
 from supabase_bridge.layout import META_NAME, SIGNATURE_NAME
-from supabase_bridge.object_store.local_files import local_error
-
-_ABANDONED_AFTER = timedelta(days=1)
+from supabase_bridge.object_store.local_files import is_abandoned, local_error
 
 
 def deliver(destination: Path, fill: Callable[[Path], None]) -> None:
@@ -103,9 +99,8 @@ def _beside(destination: Path, kind: str) -> Iterator[Path]:
 
 def _sweep(destination: Path) -> None:
     """Remove what killed processes left beside a directory long ago."""
-    limit = time.time() - _ABANDONED_AFTER.total_seconds()
     for kind in ("part", "old"):
         for path in destination.parent.glob(f".{destination.name}.{'[0-9a-f]' * 32}.{kind}"):
             with suppress(OSError):
-                if path.stat().st_mtime < limit:
+                if is_abandoned(path.stat()):
                     shutil.rmtree(path, ignore_errors=True)

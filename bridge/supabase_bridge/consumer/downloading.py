@@ -71,6 +71,16 @@ def check(reader: Reader, key: str, record: FileRecord, *, deadline: Deadline) -
     _compare(reader, key, record, digest.hexdigest())
 
 
+def read(reader: Reader, key: str, record: FileRecord, *, deadline: Deadline) -> bytes:
+    """The content of a small object.
+
+    Raises: as `check` does.
+    """
+    data = b"".join(reader.stream(key, size_bytes=record.size_bytes, deadline=deadline))
+    _compare(reader, key, record, FileRecord.of(data).sha256)
+    return data
+
+
 def _compare(reader: Reader, key: str, record: FileRecord, found: str) -> None:
     if found != record.sha256:
         raise CorruptObjectError(reader.name, key, f"SHA-256 {record.sha256}", f"SHA-256 {found}")

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from supabase_bridge.consumer.delivery import deliver, link_or_copy
-from supabase_bridge.consumer.downloading import check, download, time_for
+from supabase_bridge.consumer.downloading import check, download, read, time_for
 from supabase_bridge.consumer.reading import Deadline, Reader
 from supabase_bridge.consumer.release import Release
 from supabase_bridge.consumer.shelf import Shelf
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord
 from supabase_bridge.errors import (
     BridgeError,
-    CorruptObjectError,
     ObjectNotFoundError,
     ObjectTooLargeError,
     SettingsError,
@@ -86,12 +84,7 @@ class Files:
             raise ObjectNotFoundError(self._reader.name, key)
         if record.size_bytes > LIMIT_BYTES:
             raise ObjectTooLargeError(self._reader.name, key, LIMIT_BYTES)
-        deadline = self._deadline(record.size_bytes)
-        data = b"".join(self._reader.stream(key, size_bytes=record.size_bytes, deadline=deadline))
-        found = hashlib.sha256(data).hexdigest()
-        if found != record.sha256:
-            raise CorruptObjectError(self._reader.name, key, f"SHA-256 {record.sha256}", f"SHA-256 {found}")
-        return data
+        return read(self._reader, key, record, deadline=self._deadline(record.size_bytes))
 
     def _deadline(self, size_bytes: int) -> Deadline:
         return Deadline.after(time_for(size_bytes, timeout=self._timeout, minimum_rate=self._minimum_rate))

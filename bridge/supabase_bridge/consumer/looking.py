@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -143,7 +142,7 @@ class Looking:
             problem = str(error)
         if problem is not None:
             raise ReleaseUnsignedError(release.model_key, str(release.run_id), channel.channel, problem)
-        own = FileRecord(size_bytes=len(signature), sha256=hashlib.sha256(signature).hexdigest())
+        own = FileRecord.of(signature)
         return replace(recorded, signed=True, files=MappingProxyType({**recorded.files, SIGNATURE_NAME: own}))
 
     def _entry(self, channel: ChannelKeys, sequence: int, deadline: Deadline) -> Manifest | None:

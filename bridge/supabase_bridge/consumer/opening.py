@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from supabase_bridge.config import Secret
 from supabase_bridge.consumer.addresses import ProjectAddresses, SignedAddresses
 from supabase_bridge.consumer.directory_reader import DirectoryReader
 from supabase_bridge.consumer.reading import Reader
 from supabase_bridge.errors import SettingsError
+from supabase_bridge.secret import Secret
 
 
 def open_reader(

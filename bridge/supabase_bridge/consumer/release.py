@@ -121,7 +121,7 @@ def of_meta(raw: bytes, keys: ReleaseKeys) -> Release:
     meta = ModelMeta.parse(raw)
     if (meta.model_name, meta.run_id) != (keys.model_key, str(keys.run_id)):
         raise InvalidDocumentError(keys.meta, "it names another model or run_id than its key")
-    own = FileRecord(size_bytes=len(raw), sha256=hashlib.sha256(raw).hexdigest())
+    own = FileRecord.of(raw)
     files = {**meta.files, META_NAME: own}
     for name in files:
         try:

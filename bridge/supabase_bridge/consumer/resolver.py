@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Literal, overload
 
-from supabase_bridge.config import Secret, Settings
+from supabase_bridge.config import Settings
 from supabase_bridge.consumer.files import Files, FileVerdict
 from supabase_bridge.consumer.looking import Looking
 from supabase_bridge.consumer.memory import Memory
@@ -22,6 +22,7 @@ from supabase_bridge.documents import Metrics, ModelMeta
 from supabase_bridge.errors import SettingsError
 from supabase_bridge.key_files import trust_policy
 from supabase_bridge.layout import META_NAME, METRICS_NAME
+from supabase_bridge.secret import Secret
 from supabase_bridge.trust import TrustPolicy
 
 SHORTEST_INTERVAL = timedelta(seconds=1)

@@ -7,25 +7,27 @@ import logging
 import os
 import shutil
 import stat
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TypeAlias
 
 from supabase_bridge.consumer.locking import exclusive
 from supabase_bridge.consumer.release import Release
 from supabase_bridge.documents import FileRecord
-from supabase_bridge.object_store.local_files import discard, local_error, pieces_of_open
+from supabase_bridge.object_store.local_files import (
+    discard,
+    is_abandoned,
+    local_error,
+    open_for_reading,
+    pieces_of_open,
+)
 
 Fetch: TypeAlias = Callable[[str, FileRecord, Path], None]
 """Writes a file of the release, by its name and record, to a path: whole and as recorded, or not at all."""
 
-_ABANDONED_AFTER = timedelta(days=1)
 _PRIVATE = 0o700
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
 _logger = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ def _is_as_recorded(path: Path, record: FileRecord) -> bool:
     for part in _parts_beside(path):
         discard(part)
     try:
-        with os.fdopen(os.open(path, _READ_FLAGS), "rb") as file:
+        with open_for_reading(path) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size != record.size_bytes:
                 return False
@@ -144,11 +146,10 @@ def _is_as_recorded(path: Path, record: FileRecord) -> bool:
 
 
 def _parts_beside(path: Path) -> Iterator[Path]:
-    limit = time.time() - _ABANDONED_AFTER.total_seconds()
     with suppress(OSError):
         for part in path.parent.glob(".*.part"):
             with suppress(OSError):
-                if part.stat().st_mtime < limit:
+                if is_abandoned(part.stat()):
                     yield part
 
 

@@ -27,13 +27,13 @@ from supabase_bridge.object_store.local_files import (
     flush_directories,
     local_error,
     metered,
+    open_for_reading,
     pieces_of,
     pieces_of_open,
     prune_directories,
     write_flushed,
 )
 
-_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 _RACES = 100
 """How often a parent directory may be pruned by a concurrent `delete` between making and using it."""
 
@@ -172,16 +172,16 @@ class DirectoryStore:
     def _open(self, key: str) -> BinaryIO:
         path = self._path(key)
         try:
-            descriptor = os.open(path, _READ_FLAGS)
-        except (FileNotFoundError, NotADirectoryError) as error:
+            file = open_for_reading(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             self._check_root()
             raise ObjectNotFoundError(self.name, key) from error
         except OSError as error:
             raise local_error(path, error) from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
             raise ObjectNotFoundError(self.name, key)
-        return os.fdopen(descriptor, "rb")
+        return file
 
     def _temporary_path(self) -> Path:
         self._check_root()

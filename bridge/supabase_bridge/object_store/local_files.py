@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +15,8 @@ from typing import BinaryIO
 from supabase_bridge.errors import LocalFileError
 
 PIECE_BYTES = 1024 * 1024
+_CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_ABANDONED_AFTER = timedelta(days=1)
 
 
 def local_error(path: Path, error: OSError) -> LocalFileError:
@@ -37,6 +41,19 @@ def pieces_of_open(file: BinaryIO) -> Iterator[bytes]:
     """What is left of an open file, in constant memory; OSErrors come out as they are."""
     while piece := file.read(PIECE_BYTES):
         yield piece
+
+
+def open_for_reading(path: Path) -> BinaryIO:
+    """Open a file that others may have put there: no link is followed, and a pipe does not keep us waiting.
+
+    OSErrors come out as they are.
+    """
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _CAREFULLY))
+
+
+def is_abandoned(status: os.stat_result) -> bool:
+    """Whether a temporary file or directory is so old, a day, that whoever made it was killed."""
+    return time.time() - status.st_mtime > _ABANDONED_AFTER.total_seconds()
 
 
 def write_all(file: FileIO, data: bytes) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from supabase_bridge.config import Secret
 from supabase_bridge.object_store import Digests
+from supabase_bridge.secret import Secret
 
 SEAL_NAME = "seal"
 """Its name in an object's user metadata."""

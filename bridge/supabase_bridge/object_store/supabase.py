@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES, Secret
+from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES
 from supabase_bridge.errors import (
     BridgeError,
     BucketNotFoundError,
@@ -41,6 +41,7 @@ from supabase_bridge.object_store.supabase_upload import (
     upload,
     verify,
 )
+from supabase_bridge.secret import Secret
 
 _logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from urllib.parse import quote
 import httpx
 from storage3 import SyncStorageClient
 
-from supabase_bridge.config import Secret
 from supabase_bridge.errors import AccessDeniedError, SettingsError
 from supabase_bridge.object_store.sealing import Sealer
 from supabase_bridge.object_store.supabase_errors import (
@@ -28,6 +27,7 @@ from supabase_bridge.object_store.supabase_errors import (
     diagnose,
     read_answer,
 )
+from supabase_bridge.secret import Secret
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from supabase_bridge.config import FILE_NAME, Secret, Settings
+from supabase_bridge.config import FILE_NAME, Settings
 from supabase_bridge.errors import (
     AccessDeniedError,
     BridgeError,
@@ -29,6 +29,7 @@ from supabase_bridge.object_store import IMMUTABLE, PutOptions
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.object_store.supabase import SupabaseStore
 from supabase_bridge.object_store.supabase_resumable import CHUNK_BYTES, resumable_url
+from supabase_bridge.secret import Secret
 from tests.conformance.conftest import BUCKET
 from tests.conformance.large_files import DATA, KEY, OPTIONS, SHA256, THRESHOLD, TUS, patches, resumable_store
 from tests.simulators.faults import (

@@ -35,7 +35,7 @@ UPLOADER = f"""
 import resource, sys
 from datetime import timedelta
 from pathlib import Path
-from supabase_bridge.config import Secret
+from supabase_bridge.secret import Secret
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.supabase import SupabaseStore
 
