@@ -124,7 +124,7 @@ def test_the_service_key_is_in_no_log_tag_document_or_output_of_a_full_run(
     ids=["403", "400", "500", "nonsense", "redirect", "text"],
 )
 def test_a_server_that_quotes_the_service_key_back_does_not_make_us_print_or_keep_it(
-    supabase_scene: Scene, simulator: StorageSimulator, caplog: pytest.LogCaptureFixture, answer: Respond
+    supabase_scene: Scene, simulator: StorageSimulator, bridge_log: pytest.LogCaptureFixture, answer: Respond
 ) -> None:
     key = simulator.service_key
     supabase_scene.promote(supabase_scene.train())
@@ -137,7 +137,7 @@ def test_a_server_that_quotes_the_service_key_back_does_not_make_us_print_or_kee
     said = [invoke("-v", *command, "--home", home, environment=environment) for command in commands]
     simulator.clear_faults()
     assert {one.code for one in said} & {0, 1}
-    assert hidden(key, *(one.out + one.err for one in said), *everything_kept(supabase_scene), caplog.text)
+    assert hidden(key, *(one.out + one.err for one in said), *everything_kept(supabase_scene), bridge_log.text)
 
 
 @pytest.mark.parametrize("key", ["two words", "line\nbreak", "ümlaut", "tab\t", "x" * 10_000, "Bearer x", "\x00nul"])

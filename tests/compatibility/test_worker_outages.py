@@ -38,18 +38,18 @@ def test_a_restart_of_the_database_loses_nothing_and_the_worker_goes_on(
     make_worker_scene: MakeWorkerScene,
     postgresql: DatabaseServer,
     simulator: StorageSimulator,
-    caplog: pytest.LogCaptureFixture,
+    bridge_log: pytest.LogCaptureFixture,
 ) -> None:
     scene = make_worker_scene(lease=timedelta(seconds=2), retry_cap=SOON, poll_interval=SOON)
     first, second = scene.train(), scene.train()
     scene.work()
     scene.promote(first)
     simulator.inject(Fault(action=Delay(1.0), path_contains="two_tower/latest", times=1))
-    with caplog.at_level(logging.WARNING), working(scene):
+    with bridge_log.at_level(logging.WARNING), working(scene):
         until(lambda: scene.events()[-1].attempts > 0, "the promotion in hand", limit_seconds=LIMIT_SECONDS)
         postgresql.stop()
         try:
-            until(lambda: caplog.records != [], "a word", limit_seconds=20)
+            until(lambda: bridge_log.records != [], "a word", limit_seconds=20)
         finally:
             postgresql.start()
         until(lambda: finished(scene), "the promotion after the restart", limit_seconds=LIMIT_SECONDS)
@@ -90,7 +90,7 @@ def test_a_store_whose_disk_is_full_is_named_and_the_release_follows_when_there_
 
 @on_sqlite
 def test_a_database_whose_disk_is_full_is_named_and_the_worker_goes_on_when_there_is_room(
-    make_worker_scene: MakeWorkerScene, caplog: pytest.LogCaptureFixture
+    make_worker_scene: MakeWorkerScene, bridge_log: pytest.LogCaptureFixture
 ) -> None:
     scene = make_worker_scene(retry_cap=SOON)
     version = scene.train()
@@ -105,9 +105,11 @@ def test_a_database_whose_disk_is_full_is_named_and_the_worker_goes_on_when_ther
         writer.execute("CREATE TABLE filling (bytes BLOB)")
         writer.execute("INSERT INTO filling VALUES (zeroblob(?))", (4 * MIB,))
         assert database.with_name(f"{database.name}-wal").stat().st_size > 3 * MIB
-        with caplog.at_level(logging.WARNING), no_file_larger_than(3 * MIB), working(scene):
-            until(lambda: "the outbox cannot be read" in caplog.text, "the worker's word", limit_seconds=LIMIT_SECONDS)
-        (record, *_) = [item for item in caplog.records if item.getMessage() == "the outbox cannot be read"]
+        with bridge_log.at_level(logging.WARNING), no_file_larger_than(3 * MIB), working(scene):
+            until(
+                lambda: "the outbox cannot be read" in bridge_log.text, "the worker's word", limit_seconds=LIMIT_SECONDS
+            )
+        (record, *_) = [item for item in bridge_log.records if item.getMessage() == "the outbox cannot be read"]
         assert record.__dict__["reason"].startswith("MLflow could not reach its database: d")
     assert scene.events()[-1].state is EventState.PENDING
     with working(scene):
