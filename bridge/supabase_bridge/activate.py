@@ -5,7 +5,9 @@ Source: the release specification, section 3, step 5.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,6 +28,9 @@ from supabase_bridge.object_store.digest import sha256_of
 from supabase_bridge.release_log import next_entry
 from supabase_bridge.release_signing import check_signature
 from supabase_bridge.signing import UNSEALED, Seal
+
+_AT_ONCE = 4
+"""How many files of a release are looked at at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +89,30 @@ def verify_release(
     for name in (keys.onnx_name, METRICS_NAME):
         if name not in meta.files:
             raise ReleaseDamagedError(keys.file(name), "model_meta.json has no record of it")
-    for name, record in meta.files.items():
-        key = keys.file(name)
-        try:
-            info = store.stat(key)
-            digest = None if read_all else info.sha256
-            if digest is None and info.size_bytes == record.size_bytes:
-                digest = sha256_of(store, key, size_bytes=record.size_bytes)
-        except ObjectNotFoundError:
-            raise ReleaseDamagedError(key, "it is missing") from None
-        if (info.size_bytes, digest) != (record.size_bytes, record.sha256):
-            raise ReleaseDamagedError(key, "it differs from what model_meta.json records")
+
+    def check(name: str) -> None:
+        _check_file(store, keys.file(name), meta.files[name], read_all=read_all)
+
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="verifying") as pool:
+        # The first file that is wrong, in their order, is named.
+        deque(pool.map(check, meta.files), maxlen=0)
     own = FileRecord.of(raw)
     files = {**meta.files, META_NAME: own}
     if seal.keys:
         files[SIGNATURE_NAME] = check_signature(store, keys, files, seal)
     return VerifiedRelease(keys=keys, meta=meta, files=files)
+
+
+def _check_file(store: ObjectStore, key: str, record: FileRecord, *, read_all: bool) -> None:
+    try:
+        info = store.stat(key)
+        digest = None if read_all else info.sha256
+        if digest is None and info.size_bytes == record.size_bytes:
+            digest = sha256_of(store, key, size_bytes=record.size_bytes)
+    except ObjectNotFoundError:
+        raise ReleaseDamagedError(key, "it is missing") from None
+    if (info.size_bytes, digest) != (record.size_bytes, record.sha256):
+        raise ReleaseDamagedError(key, "it differs from what model_meta.json records")
 
 
 def activate(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from supabase_bridge import mlflow_model
-from supabase_bridge.activate import VerifiedRelease, verify_release
+from supabase_bridge.activate import VerifiedRelease
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.checks import Checks
 from supabase_bridge.completion import (
@@ -55,6 +55,7 @@ from supabase_bridge.release_signing import place_signature
 from supabase_bridge.selection import Selection
 from supabase_bridge.signing import UNSEALED, Seal
 from supabase_bridge.source import Sources, VersionSource
+from supabase_bridge.verified_releases import VerifiedReleases
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Mirror:
         seal: What releases are signed with, and whose signatures are believed; by default signatures are off.
         gate: What metrics.json says of the version's metrics is said by it.
         checks: What the model's files go through before any is uploaded.
+        verified: What is remembered of releases that were verified before, under the same seal.
     """
 
     def __init__(
@@ -93,12 +95,14 @@ class Mirror:
         checks: Checks,
         gate: Gate = NO_GATE,
         seal: Seal = UNSEALED,
+        verified: VerifiedReleases | None = None,
     ) -> None:
         self._registry = registry
         self._sources = sources
         self._store = store
         self._baseline_channel = baseline_channel
         self._seal = seal
+        self._verified = verified or VerifiedReleases(seal)
         self._gate = gate
         self._checks = checks
 
@@ -143,7 +147,7 @@ class Mirror:
             keys = ReleaseKeys(model_key=model_key, run_id=run_id)
             progress = None if announce is None else announce(draft.size_bytes)
             verdict = self._upload(draft, keys, source.facts, _origin(version), progress)
-        release = verify_release(self._store, keys, seal=self._seal)
+        release = self._verified.verify(self._store, keys)
         facts = {"model": version.model, "version": version.version, "run_id": str(run_id)}
         logger.info("a version was mirrored", extra=facts)
         return Mirrored(release=release, uploaded=True, verdict=verdict)
@@ -151,7 +155,7 @@ class Mirror:
     def _complete(self, keys: ReleaseKeys, version: RegisteredVersion) -> VerifiedRelease | None:
         """The version's release if it is complete and whole."""
         try:
-            release = verify_release(self._store, keys, seal=self._seal)
+            release = self._verified.verify(self._store, keys)
         except (ReleaseNotFoundError, ReleaseDamagedError):
             return None
         meta = release.meta

@@ -27,6 +27,7 @@ from supabase_bridge.release_log import commits, pinned
 from supabase_bridge.signing import UNSEALED, Seal
 from supabase_bridge.source import Sources
 from supabase_bridge.status_tags import Tags
+from supabase_bridge.verified_releases import VerifiedReleases
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Processor:
         self._open_store = open_store
         self._announce = announce
         self._seal = seal
+        self._verified = VerifiedReleases(seal)
         self._sources = Sources(registry, settings, open_store=open_store)
         self._registry_id: str | None = None
 
@@ -261,6 +263,7 @@ class Processor:
             checks=Checks.of(self._settings),
             gate=with_tags(self._settings.gate_of(version.model, tags.get(MODEL_KEY_TAG)), tags),
             seal=self._seal,
+            verified=self._verified,
         )
 
     def _key(self, version: RegisteredVersion) -> str:
