@@ -104,6 +104,6 @@ def _medians_ms(
 
 
 if __name__ == "__main__":
-    # The server of the checks' processes imports a main file once, but a main module for each of them.
-    __spec__ = None  # type: ignore[assignment]  # what multiprocessing looks for
+    # Each process of the checks would import this file anew, and MLflow with it; the bridge's command spares them that.
+    __spec__ = __file__ = None  # type: ignore[assignment]  # what multiprocessing looks for
     raise SystemExit(main())

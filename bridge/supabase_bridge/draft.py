@@ -87,12 +87,12 @@ def _onnx(selection: Selection, flavors: Mapping[str, Any], directory: Path) -> 
     chosen = selection.onnx(flavors)
     # It is tried out before it is released, and that takes all of it, wherever it lies.
     taken = chosen.take(_own(directory, "onnx"), whole=True)
-    beside = onnx_file.external_files(taken.local)
-    if beside:
+    graph = onnx_file.read_graph(taken.local)
+    if beside := graph.external_files:
         whole = _own(directory, "joined") / chosen.name
         onnx_file.join(_gather(selection, chosen, taken.local, beside, _own(directory, "parts")), whole)
         taken = ModelFile(record=file_record(whole), path=whole)
-    return taken, onnx_file.tensors(taken.local)
+    return taken, graph.tensors
 
 
 def _gather(selection: Selection, chosen: SourceFile, fetched: Path, beside: tuple[str, ...], directory: Path) -> Path:

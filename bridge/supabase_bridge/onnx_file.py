@@ -41,43 +41,42 @@ class Tensors:
     outputs: tuple[Tensor, ...]
 
 
-def tensors(path: Path) -> Tensors:
-    """The inputs and outputs of the ONNX model at `path`.
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What an ONNX file says of its model, the weights aside.
 
-    Raises:
-        InvalidModelFileError: it is no ONNX model.
+    Attributes:
+        ir_version: The version of the format.
+        opset: That of ONNX's own operators; None where it uses none of them.
+        external_files: The files, relative to the ONNX file, that hold its weights; none for a model that is whole.
     """
-    graph = _load(path).graph
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in weights]
-    return Tensors(inputs=_described(inputs), outputs=_described(graph.output))
+
+    tensors: Tensors
+    ir_version: int
+    opset: int | None
+    external_files: tuple[str, ...]
 
 
-def versions(path: Path) -> tuple[int, int | None]:
-    """The version of the format (IR) that the ONNX model at `path` has, and that of its operators (opset).
-
-    The second is None where it uses none of ONNX's own operators.
-
-    Raises:
-        InvalidModelFileError: it is no ONNX model.
-    """
-    model = _load(path)
-    return model.ir_version, max((entry.version for entry in model.opset_import if entry.domain == ""), default=None)
-
-
-def external_files(path: Path) -> tuple[str, ...]:
-    """The files, relative to the ONNX file, that hold its weights; none for a model that is whole.
+def read_graph(path: Path) -> Graph:
+    """What the ONNX model at `path` says of itself.
 
     Raises:
         InvalidModelFileError: it is no ONNX model.
     """
     model = _load(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
     locations = {
         next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
         for tensor in _tensors(model)
         if uses_external_data(tensor)
     }
-    return tuple(sorted(locations))
+    return Graph(
+        tensors=Tensors(inputs=_described(inputs), outputs=_described(model.graph.output)),
+        ir_version=model.ir_version,
+        opset=max((entry.version for entry in model.opset_import if entry.domain == ""), default=None),
+        external_files=tuple(sorted(locations)),
+    )
 
 
 def join(path: Path, target: Path) -> None:
@@ -88,7 +87,8 @@ def join(path: Path, target: Path) -> None:
             ONNX file can be.
     """
     try:
-        total = path.stat().st_size + sum((path.parent / name).stat().st_size for name in external_files(path))
+        parts = [path, *(path.parent / name for name in read_graph(path).external_files)]
+        total = sum(part.stat().st_size for part in parts)
     except OSError as error:
         raise InvalidModelFileError(path.name, f"a weight file is missing: {error}") from error
     if total > _PROTOBUF_LIMIT_BYTES:

@@ -19,7 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from supabase_bridge import onnx_file
 from supabase_bridge.errors import InvalidModelFileError, ModelCheckError
-from supabase_bridge.onnx_file import Tensor, Tensors
+from supabase_bridge.onnx_file import Graph, Tensor, Tensors
 
 _INPUT_LIMIT_BYTES = 256_000_000
 _SIZES = (2, 1, 32, 256)
@@ -58,20 +58,20 @@ def examine(path: Path, dimensions: Dimensions) -> None:
         ModelCheckError: its inputs or outputs are not what `dimensions` say, or it cannot be run, gives something else
             than it declares, or numbers that are not finite.
     """
-    _check_versions(path)
+    graph = onnx_file.read_graph(path)
+    _check_versions(path.name, graph)
     onnx_file.check(path)
-    tensors = onnx_file.tensors(path)
-    _compare_inputs(path.name, tensors.inputs, dimensions)
-    _compare_outputs(path.name, tensors.outputs, dimensions)
-    _try(path, tensors, dimensions)
+    _compare_inputs(path.name, graph.tensors.inputs, dimensions)
+    _compare_outputs(path.name, graph.tensors.outputs, dimensions)
+    _try(path, graph.tensors, dimensions)
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------
 
 
-def _check_versions(path: Path) -> None:
+def _check_versions(name: str, graph: Graph) -> None:
     """Refuse what onnxruntime here does not read: its own answer to the smallest graph of these versions says so."""
-    ir_version, opset = onnx_file.versions(path)
+    ir_version, opset = graph.ir_version, graph.opset
     if _runs(ir_version, 13 if opset is None else opset):
         return
     here = f"onnxruntime {onnxruntime.__version__} here"
@@ -81,7 +81,7 @@ def _check_versions(path: Path) -> None:
     else:
         newest = next(known for known in range(onnx.defs.onnx_opset_version() + 2, 12, -1) if _runs(8, known))
         problem = f"it has opset {opset}, and {here} computes 7 to {newest}"
-    raise InvalidModelFileError(path.name, f"{problem}. Export it for an older one, or update onnxruntime")
+    raise InvalidModelFileError(name, f"{problem}. Export it for an older one, or update onnxruntime")
 
 
 def _runs(ir_version: int, opset: int) -> bool:

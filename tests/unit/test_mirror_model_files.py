@@ -23,7 +23,7 @@ from supabase_bridge.mirror import Mirror
 from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.digest import file_record
-from supabase_bridge.onnx_file import tensors
+from supabase_bridge.onnx_file import read_graph
 from tests.simulators.memory_store import MemoryStore
 
 KEYS = ReleaseKeys(model_key="two_tower", run_id=RunId.parse("20251031T093831Z"))
@@ -46,7 +46,7 @@ def draft_in(directory: Path) -> Draft:
     onnx.save(helper.make_model(graph), path)
     return Draft(
         onnx=ModelFile(record=file_record(path), path=path),
-        tensors=tensors(path),
+        tensors=read_graph(path).tensors,
         state_dict=None,
         meta={},
         metrics={},

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from supabase_bridge.completion import TrainingFacts
 from supabase_bridge.draft import draft_release
 from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError, SourceNotAllowedError
-from supabase_bridge.onnx_file import check, external_files, join
+from supabase_bridge.onnx_file import check, join, read_graph
 from supabase_bridge.selection import Selection
 from supabase_bridge.source import VersionSource
 from supabase_bridge.source_folder import SourceFolder
@@ -67,7 +67,7 @@ def test_a_whole_model_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "model" / "m.onnx"
     path.parent.mkdir()
     onnx.save_model(model(), path)
-    assert external_files(path) == ()
+    assert read_graph(path).external_files == ()
     assert draft(tmp_path).read_bytes() == path.read_bytes()
 
 
@@ -88,9 +88,9 @@ def test_weights_beside_the_model_are_joined_in(tmp_path: Path, functions: bool,
     path = tmp_path / "model" / "m.onnx"
     save_with_weights_beside(model(functions=functions), path, location)
     before = path.read_bytes()
-    assert external_files(path) == (location,)
+    assert read_graph(path).external_files == (location,)
     drafted = draft(tmp_path)
-    assert external_files(drafted) == ()
+    assert read_graph(drafted).external_files == ()
     assert drafted.stat().st_size > WEIGHTS.nbytes
     assert drafted.name == "m.onnx"
     assert path.read_bytes() == before
@@ -113,7 +113,7 @@ def test_weights_in_a_folder_below_are_found(tmp_path: Path) -> None:
     save_with_weights_beside(model(), path, "weights.bin")
     (tmp_path / "model" / "weights.bin").rename(tmp_path / "model" / "w" / "weights.bin")
     relocate(path, "w/weights.bin")
-    assert external_files(draft(tmp_path)) == ()
+    assert read_graph(draft(tmp_path)).external_files == ()
 
 
 def relocate(path: Path, location: str) -> None:
