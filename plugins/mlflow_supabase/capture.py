@@ -27,13 +27,12 @@ from mlflow.store.model_registry.dbmodels.models import (
     SqlModelVersion,
     SqlRegisteredModel,
     SqlRegisteredModelAlias,
-    SqlRegisteredModelTag,
 )
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.orm import object_session
 
 from mlflow_supabase.gate import TransitionGate
-from mlflow_supabase.gate_facts import Holding
+from mlflow_supabase.gate_facts import Holding, RegistryFacts
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, EventKind, NewEvent
 from supabase_bridge.outbox.schema import append, rename_model, retire_model
 
@@ -183,13 +182,6 @@ _LISTENERS: tuple[tuple[type, str, Callable[[object, Connection, Any], None]], .
     (SqlRegisteredModel, "after_delete", _model_deleted),
 )
 
-_TAGS = sa.inspect(SqlRegisteredModelTag).local_table
-_TAG_OF_MODEL = sa.select(_TAGS.c.key, _TAGS.c.value).where(
-    _TAGS.c.key == IS_PROMPT_TAG_KEY, _TAGS.c.name == sa.bindparam("model")
-)
-if "workspace" in _TAGS.c:
-    _TAG_OF_MODEL = _TAG_OF_MODEL.where(_TAGS.c.workspace == sa.bindparam("workspace"))
-
 
 def _left(row: Any) -> set[Holding]:
     """What versions held before the row's transaction took it away, as far as it is flushed."""
@@ -205,9 +197,9 @@ def _record(connection: Connection, row: Any, kind: EventKind, **facts: Any) -> 
         MlflowException: the gate refuses it.
     """
     event = NewEvent(kind=kind, workspace=_workspace(row), model=row.name, **facts)
-    parameters = {"model": event.model, "workspace": event.workspace}
-    if not any(_says_prompt(tag.key, tag.value) for tag in connection.execute(_TAG_OF_MODEL, parameters)):
-        _WATCHED[_database_of(connection.engine)].check(connection, event, left=_left(row))
+    model = RegistryFacts(connection, workspace=event.workspace, model=event.model)
+    if not any(_says_prompt(key, value) for key, value in model.tags.items()):
+        _WATCHED[_database_of(connection.engine)].check(model, event, left=_left(row))
         append(connection, event)
 
 

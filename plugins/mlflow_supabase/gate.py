@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
-from sqlalchemy.engine import Connection
 
 from mlflow_supabase.gate_facts import Holding, RegistryFacts
 from supabase_bridge.channels import Triggers, channel_triggers, winning_arrival
@@ -43,12 +42,13 @@ class TransitionGate:
         self._loading = threading.Lock()
         self._rules: _Rules | None = None
 
-    def check(self, connection: Connection, event: NewEvent, *, left: Collection[Holding]) -> None:
+    def check(self, facts: RegistryFacts, event: NewEvent, *, left: Collection[Holding]) -> None:
         """Let an event through, its verdict in the version's tag `supabase.verdict`, or refuse it.
 
-        Everything is read from and written to the database that `connection` is in a transaction with.
+        Everything is read and written in the transaction that makes the change.
 
         Args:
+            facts: The event's model.
             left: What versions held until this transaction: the database shows it no more.
 
         Raises:
@@ -61,7 +61,6 @@ class TransitionGate:
         triggers = next((item for item in rules.triggers if item.arrives(event)), None)
         if triggers is None:
             return
-        facts = RegistryFacts(connection, workspace=event.workspace, model=event.model)
         gate = self._gate(rules.settings, facts)
         gated = gate.channels if gate.channels is not None else (rules.settings.main_channel,)
         if not gate.judges or triggers.channel not in gated:
@@ -88,8 +87,7 @@ class TransitionGate:
 
     @staticmethod
     def _gate(settings: Settings, facts: RegistryFacts) -> Gate:
-        tags = facts.model_tags()
-        return with_tags(settings.gate_of(facts.model, tags.get(MODEL_KEY_TAG)), tags)
+        return with_tags(settings.gate_of(facts.model, facts.tags.get(MODEL_KEY_TAG)), facts.tags)
 
 
 def _judge(gate: Gate, facts: RegistryFacts, version: int, triggers: Triggers, left: Collection[Holding]) -> Verdict:

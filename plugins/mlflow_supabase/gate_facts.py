@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -132,7 +133,8 @@ class RegistryFacts:
         self._connection = connection
         self._workspace = workspace
 
-    def model_tags(self) -> Mapping[str, str]:
+    @cached_property
+    def tags(self) -> Mapping[str, str]:
         """The registered model's tags."""
         return {row.key: row.value or "" for row in self._execute(_READ_MODEL_TAGS)}
 

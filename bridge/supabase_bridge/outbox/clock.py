@@ -7,16 +7,17 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.expression import ColumnElement
+from sqlalchemy.sql.functions import FunctionElement
 
 
-class DatabaseTime(ColumnElement[int]):
+class DatabaseTime(FunctionElement[int]):
     """Milliseconds since 1970, UTC, by the clock of the database's machine; the same throughout a statement.
 
     PostgreSQL, MySQL, MariaDB and SQLite, whatever the session's time zone.
     """
 
     type = sa.BigInteger()
+    name = "database_time"
     inherit_cache = True
 
 

@@ -31,6 +31,19 @@ _LOCK_ID = 7_305_808_869_232_650
 """Of the PostgreSQL advisory lock under which the tables are made; the number means nothing."""
 _LOCK_SECONDS = 600
 
+# Statements are made once: SQLAlchemy takes longer to put one together than a database to carry it out.
+_FACTS = ("workspace", "model", "version", "stage", "previous_stage", "alias", "previous_version", "previous_model")
+_APPEND = OUTBOX.insert().values(
+    **{name: sa.bindparam(name, type_=OUTBOX.c[name].type) for name in ("kind", *_FACTS)},
+    created_ms=sa.func.coalesce(sa.bindparam("changed_ms", type_=sa.BigInteger), DatabaseTime()),
+    model_deleted=False,
+    state=EventState.PENDING.value,
+    attempts=0,
+    not_before_ms=0,
+)
+_APPENDED = _APPEND.returning(OUTBOX.c.id).cte("appended")
+_APPEND_AND_RING = sa.select(sa.func.pg_notify(CHANNEL, "")).select_from(_APPENDED)
+
 
 def ensure_schema(engine: Engine) -> None:
     """Make the outbox's tables where they are missing, and bring those of an earlier revision up to date.
@@ -144,27 +157,9 @@ def append(connection: Connection, event: NewEvent, *, changed_ms: int | None = 
     Args:
         changed_ms: When the change was made, in milliseconds since 1970, where that was not now.
     """
-    insert = OUTBOX.insert().values(
-        created_ms=DatabaseTime() if changed_ms is None else changed_ms,
-        kind=event.kind.value,
-        workspace=event.workspace,
-        model=event.model,
-        version=event.version,
-        stage=event.stage,
-        previous_stage=event.previous_stage,
-        alias=event.alias,
-        previous_version=event.previous_version,
-        previous_model=event.previous_model,
-        model_deleted=False,
-        state=EventState.PENDING.value,
-        attempts=0,
-        not_before_ms=0,
-    )
-    if connection.dialect.name == "postgresql":
-        appended = insert.returning(OUTBOX.c.id).cte("appended")
-        connection.execute(sa.select(sa.func.pg_notify(CHANNEL, "")).select_from(appended))
-    else:
-        connection.execute(insert)
+    statement = _APPEND_AND_RING if connection.dialect.name == "postgresql" else _APPEND
+    facts = {name: getattr(event, name) for name in _FACTS}
+    connection.execute(statement, {**facts, "kind": event.kind.value, "changed_ms": changed_ms})
 
 
 def rename_model(connection: Connection, *, workspace: str, old: str, new: str) -> None:
