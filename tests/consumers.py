@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -52,7 +53,10 @@ class Bucket:
         def put(key: str, data: bytes) -> None:
             path = directory / key
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            # As the store does it: who reads meanwhile gets the old content or the new one, never half of it.
+            temporary = path.with_name(f".{uuid.uuid4().hex}")
+            temporary.write_bytes(data)
+            temporary.replace(path)
 
         return cls(put, signer=signer)
 

@@ -7,7 +7,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -15,14 +14,13 @@ from typing import BinaryIO
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError
 from supabase_bridge.object_store import ObjectStore, Progress
-from supabase_bridge.object_store.digest import Digesting
+from supabase_bridge.object_store.hashed_output import HashedOutput
 from supabase_bridge.object_store.local_files import (
     discard,
     is_abandoned,
     local_error,
     open_for_reading,
     pieces_of_open,
-    write_all,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,27 +59,23 @@ class DigestCache:
         """
         temporary = target.with_name(f".{uuid.uuid4().hex}.part")
         try:
-            with temporary.open("xb", buffering=0) as file:
-                if not self._copy_out(record, file):
-                    file.seek(0)
-                    file.truncate()
-                    self._download(store, key, record, file, progress)
+            if not self._copy_out(record, temporary):
+                self._download(store, key, record, temporary, progress)
             temporary.replace(target)
         except OSError as error:
             raise local_error(target, error) from error
         finally:
             discard(temporary)
 
-    def _copy_out(self, record: FileRecord, file: FileIO) -> bool:
-        """Whether the content was here, and is in `file` now."""
+    def _copy_out(self, record: FileRecord, path: Path) -> bool:
+        """Whether the content was here, and is at `path` now."""
         entry = self._entry(record)
         if entry is None:
             return False
-        with Digesting(md5=False) as digesting:
+        with HashedOutput(path) as output:
             for piece in _pieces_of_entry(entry):
-                digesting.update(piece)
-                write_all(file, piece)
-            found = digesting.record()
+                output.write(piece)
+            found = output.record()
         if found == record:
             with suppress(OSError):
                 os.utime(entry)
@@ -92,20 +86,19 @@ class DigestCache:
         return False
 
     def _download(
-        self, store: ObjectStore, key: str, record: FileRecord, file: FileIO, progress: Progress | None
+        self, store: ObjectStore, key: str, record: FileRecord, path: Path, progress: Progress | None
     ) -> None:
-        """Write the object to `file`, and beside it to a new entry, which counts once the digest is right."""
+        """Write the object to `path`, and beside it to a new entry, which counts once the digest is right."""
         entry = self._entry(record) if record.size_bytes <= self._limit_bytes else None
-        with _NewEntry(entry) as new, Digesting(md5=False) as digesting:
+        with _NewEntry(entry) as new, HashedOutput(path) as output:
             for piece in store.stream(key):
-                digesting.update(piece)
-                if digesting.size_bytes > record.size_bytes:
+                output.write(piece)
+                if output.size_bytes > record.size_bytes:
                     break
-                write_all(file, piece)
                 new.write(piece)
                 if progress is not None:
                     progress(len(piece))
-            found = digesting.record()
+            found = output.record()
             if found != record:
                 raise CorruptObjectError(store.name, key, _described(record), _described(found))
             if entry is not None:

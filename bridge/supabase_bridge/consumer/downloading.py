@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
 from supabase_bridge.consumer.reading import Deadline, Reader
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError
-from supabase_bridge.object_store.background_hash import BackgroundHash
+from supabase_bridge.object_store.hashed_output import HashedOutput
 from supabase_bridge.object_store.local_files import discard, local_error
 
-_BLOCK_BYTES = 256 * 1024
-"""What is written and hashed at a time; the network delivers smaller pieces."""
 _READ_ONLY = 0o444
 _LONGEST = timedelta(days=30)
 """A forged record may say any size; what a lock, a timer and a socket wait for has a limit."""
@@ -40,15 +37,12 @@ def download(reader: Reader, key: str, record: FileRecord, path: Path, *, deadli
         LocalFileError: the file cannot be written.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.part")
-    digest = hashlib.sha256()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb", buffering=0) as file, BackgroundHash(digest.update) as background:
-            for block in _blocks(reader.stream(key, size_bytes=record.size_bytes, deadline=deadline)):
-                background.update(block)
-                file.write(block)
-            background.finish()
-        _compare(reader, key, record, digest.hexdigest())
+        with HashedOutput(temporary) as output:
+            for piece in reader.stream(key, size_bytes=record.size_bytes, deadline=deadline):
+                output.write(piece)
+            _compare(reader, key, record, output.record().sha256)
         temporary.chmod(_READ_ONLY)
         temporary.replace(path)
     except OSError as error:
@@ -84,17 +78,3 @@ def read(reader: Reader, key: str, record: FileRecord, *, deadline: Deadline) ->
 def _compare(reader: Reader, key: str, record: FileRecord, found: str) -> None:
     if found != record.sha256:
         raise CorruptObjectError(reader.name, key, f"SHA-256 {record.sha256}", f"SHA-256 {found}")
-
-
-def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in larger pieces."""
-    held: list[bytes] = []
-    size = 0
-    for piece in pieces:
-        held.append(piece)
-        size += len(piece)
-        if size >= _BLOCK_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)

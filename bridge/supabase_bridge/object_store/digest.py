@@ -12,7 +12,8 @@ from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError
 from supabase_bridge.object_store import Body, Digests, ObjectStore
 from supabase_bridge.object_store.background_hash import BackgroundHash
-from supabase_bridge.object_store.local_files import local_error, pieces_of, write_all
+from supabase_bridge.object_store.hashed_output import HashedOutput
+from supabase_bridge.object_store.local_files import local_error, pieces_of
 
 _INLINE_LIMIT_BYTES = 1024 * 1024
 """What is hashed sooner than a thread is started."""
@@ -109,15 +110,13 @@ def write_hashed(path: Path, pieces: Iterable[bytes]) -> FileRecord:
     Raises:
         LocalFileError: it cannot be written.
     """
-    with Digesting(md5=False) as digesting:
-        try:
-            with path.open("wb", buffering=0) as file:
-                for piece in pieces:
-                    digesting.update(piece)
-                    write_all(file, piece)
-        except OSError as error:
-            raise local_error(path, error) from error
-        return digesting.record()
+    try:
+        with HashedOutput(path) as output:
+            for piece in pieces:
+                output.write(piece)
+            return output.record()
+    except OSError as error:
+        raise local_error(path, error) from error
 
 
 def file_record(path: Path) -> FileRecord:
