@@ -83,8 +83,8 @@ class Processor:
         """Do what an event asks for, if it still is wanted.
 
         Args:
-            still_held: Called before each try to move a pointer; raises LeaseLostError where the event is another
-                worker's by now.
+            still_held: Called before each try to move a pointer, and before tags say what came of it; raises
+                LeaseLostError where the event is another worker's by now.
 
         Raises:
             BridgeError: it could not be done; `retryable` says whether the same attempt may succeed later.
@@ -92,7 +92,7 @@ class Processor:
         if event.version is None:
             return Finished(state=EventState.DONE, outcome="releases stay where they are")
         if event.kind is EventKind.VERSION_CREATED:
-            return self._mirror_new(event, now)
+            return self._mirror_new(event, now, still_held)
         concerned = [item for item in channel_triggers(self._settings) if item.arrives(event) or item.leaves(event)]
         if not concerned:
             return Finished(state=EventState.DONE, outcome="no channel follows this change")
@@ -116,7 +116,7 @@ class Processor:
         self._show_mirrored(version, mirrored)
         return str(mirrored.release.keys.run_id)
 
-    def _mirror_new(self, event: Event, now: datetime) -> Finished | Waiting:
+    def _mirror_new(self, event: Event, now: datetime, still_held: Callable[[], None]) -> Finished | Waiting:
         version = self._version(event)
         if version is None:
             return Finished(state=EventState.SUPERSEDED, outcome="the version is gone")
@@ -125,6 +125,7 @@ class Processor:
         if source.running and now < event.created_at + self._settings.run_grace:
             return Waiting(until=now + _RUN_POLL, reason=f"run {version.run_id} has not ended yet")
         mirrored = mirror.run(version, model_key=self._key(version), source=source, announce=self._announce)
+        still_held()
         self._show_mirrored(version, mirrored)
         return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.release.keys.run_id}")
 
@@ -138,15 +139,15 @@ class Processor:
 
     def _switch(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Bring one channel to the version that should be current, if this event is the one to do it."""
-        if event.attempts > 1 and (finished := self._finish_committed(event, triggers)) is not None:
-            return finished
+        if event.attempts > 1 and (done := self._finish_committed(event, triggers, still_held)) is not None:
+            return done
         winner = self._winner(event, triggers)
         if triggers.arrives(event):
             if winner is None or winner.id != event.id:
                 return _superseded(event, triggers, winner)
             return self._activate(event, winner, triggers, still_held)
         if winner is None:
-            return self._leave(event, triggers)
+            return self._leave(event, triggers, still_held)
         if winner.state is EventState.PENDING:
             return _superseded(event, triggers, winner)
         return self._activate(event, winner, triggers, still_held)
@@ -174,9 +175,10 @@ class Processor:
         )
         if switched.entry.current.run_id != str(mirrored.release.keys.run_id):
             return _stays(switched.entry)
+        still_held()
         return self._switched(switched, version, triggers)
 
-    def _finish_committed(self, event: Event, triggers: Triggers) -> Finished | None:
+    def _finish_committed(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished | None:
         """What an earlier attempt committed before it was cut off is published, still wanted or not: the log has it."""
         key = model_key(self._registry, event.model, event.workspace)
         log = self._log(key, event.workspace, triggers.channel)
@@ -185,6 +187,7 @@ class Processor:
             return None
         log.heal()
         version = self._registry.version(event.model, int(head.current.model_version or 0), event.workspace)
+        still_held()
         return self._switched(Switch(entry=head, switched=True, head=head), version, triggers)
 
     def _switched(self, switched: Switch, version: RegisteredVersion, triggers: Triggers) -> Finished:
@@ -209,11 +212,12 @@ class Processor:
         except VersionNotFoundError:
             return
 
-    def _leave(self, event: Event, triggers: Triggers) -> Finished:
+    def _leave(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Nothing comes after a version that left: the pointer stays, and the version says so."""
         version = self._version(event)
         left = event.previous_stage or f"@{event.alias}"
         if version is not None and self._is_current(version, triggers.channel):
+            still_held()
             self._registry.set_tags(version, status_tags.left_without_successor(left, triggers.channel))
         facts = {"model": event.model, "channel": triggers.channel, "left": left}
         logger.warning("a channel has no successor and stays where it is", extra=facts)

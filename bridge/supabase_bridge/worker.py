@@ -172,6 +172,8 @@ class Worker:
     def _failed(self, event: Event, now: datetime, reason: str, *, retryable: bool, rejected: bool = False) -> Handled:
         """Say so on the version, then give the event back for later, or up for good."""
         retrying = retryable and now - (event.started_at or now) < self._settings.give_up_after
+        # Another worker, which took it over meanwhile, may have shown a success.
+        self._renew(event)
         try:
             self._processor.report_failure(event, reason, retrying=retrying, rejected=rejected)
         except BridgeError as error:

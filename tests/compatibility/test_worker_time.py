@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,8 +92,22 @@ def worker_process(scene: Scene, simulator: StorageSimulator, said: Path) -> Ite
         process.wait()
 
 
+LOOK: dict[str, Any] = {"path_contains": "two_tower/latest"}
+PUBLISH: dict[str, Any] = {"path_contains": "two_tower/latest/manifest.json", "method": "POST"}
+REFUSED = Fault(action=Respond(403, b'{"statusCode": "403", "error": "Unauthorized", "message": "no"}'))
+
+
+@pytest.mark.parametrize(
+    ("where", "then"),
+    [(LOOK, None), (PUBLISH, None), (LOOK, REFUSED)],
+    ids=["before it moves anything", "while it publishes", "and refused when it wakes"],
+)
 def test_a_worker_paused_for_longer_than_its_lease_changes_nothing_that_another_took_over(
-    make_worker_scene: MakeWorkerScene, simulator: StorageSimulator, tmp_path: Path
+    make_worker_scene: MakeWorkerScene,
+    simulator: StorageSimulator,
+    tmp_path: Path,
+    where: dict[str, Any],
+    then: Fault | None,
 ) -> None:
     scene = make_worker_scene(lease=timedelta(seconds=1))
     (scene.settings.home / "supabase-bridge.toml").write_text("lease = 1\n")
@@ -100,19 +116,24 @@ def test_a_worker_paused_for_longer_than_its_lease_changes_nothing_that_another_
     scene.promote(first)
     promotion = scene.events()[-1].id
     outbox, said = scene.runtime.outbox, tmp_path / "said"
-    # Its first look at the channel takes so long that it is paused before it has moved anything.
-    simulator.inject(Fault(action=Delay(1.0), path_contains="two_tower/latest", times=1))
+    stopped = threading.Event()
+    kept_waiting = Fault(action=Delay(LIMIT_SECONDS, over=stopped), times=1, **where)
+    simulator.inject(kept_waiting)
     with worker_process(scene, simulator, said) as process:
-        until(lambda: outbox.get(promotion).leased_by is not None, "the process to take it", limit_seconds=60)
+        until(lambda: simulator.struck() == [(kept_waiting, 1)], "the process to get there", limit_seconds=60)
         os.kill(process.pid, signal.SIGSTOP)
+        stopped.set()
         until(lambda: bool(scene.work()), "another worker to take it over", limit_seconds=LIMIT_SECONDS)
         scene.promote(second)
         scene.work()
         before, objects, tags = outbox.get(promotion), scene.objects(), (scene.tags(first), scene.tags(second))
         assert (before.state, before.attempts, scene.current()) == (EventState.DONE, 2, second)
+        if then is not None:
+            simulator.inject(then)
         os.kill(process.pid, signal.SIGCONT)
         until(lambda: b"another worker" in said.read_bytes(), "the process to notice", limit_seconds=LIMIT_SECONDS)
         process.send_signal(signal.SIGTERM)
         assert process.wait(LIMIT_SECONDS) == 0
+    simulator.clear_faults()
     assert outbox.get(promotion) == before
     assert (scene.objects(), (scene.tags(first), scene.tags(second))) == (objects, tags)
