@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import settings
 settings.register_profile("long", max_examples=20_000)
 
 _SKIPPED: list[str] = []
+_FIGURES: list[str] = []
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +36,23 @@ def bridge_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFi
     logger.removeHandler(caplog.handler)
 
 
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Says a figure at the end of the run, also of tests that run in processes of their own (pytest-xdist)."""
+    return partial(record_property, "figure")
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":
+        _FIGURES.extend(str(value) for name, value in report.user_properties if name == "figure")
     if report.skipped:
         _SKIPPED.append(report.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was covered."""
+    for figure in _FIGURES:
+        terminalreporter.write_line(figure)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_a_killed_worker_is_made_good_by_the_next_one(
     directory_settings: Settings,
     runs: Path,
     request: pytest.FixtureRequest,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
 ) -> None:
     every: int = request.config.getoption("--crash-every", EVERY)
     stage = combination(store, request)
@@ -84,8 +84,7 @@ def test_a_killed_worker_is_made_good_by_the_next_one(
         scene.train(metrics=metrics)
     first = (store == "simulator") ^ (database == "postgresql") if every > 1 else 0
     count = check_points(stage, scene.settings.home, runs, first=int(first), every=every)
-    with capsys.disabled():
-        sys.stdout.write(f"\n{count} points covered on {store} and {database}\n")
+    tell(f"killed workers: {count} points covered on {store} and {database}")
 
 
 def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next_one(
@@ -96,7 +95,7 @@ def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next
     runs: Path,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tell: Callable[[str], None],
 ) -> None:
     scene = make_scene(settings_in_project(directory_settings, simulator, monkeypatch))
     for metrics in ({"recall_at_20": 0.25}, {"recall_at_20": 0.375}):
@@ -105,8 +104,7 @@ def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next
     every: int = request.config.getoption("--crash-every", COPYING_EVERY)
     count = check_points(stage, scene.settings.home, runs, first=0, every=every)
     assert simulator.count("POST", "/object/copy") >= 2 * count
-    with capsys.disabled():
-        sys.stdout.write(f"\n{count} points covered on the simulator, copying\n")
+    tell(f"killed workers: {count} points covered on the simulator, copying")
 
 
 def test_a_worker_killed_between_copy_and_move_leaves_nothing_that_the_next_one_trips_over(

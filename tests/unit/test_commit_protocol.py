@@ -9,7 +9,6 @@ nobody who publishes it, until its event is tried again). The search shows that 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from datetime import timedelta
@@ -91,14 +90,11 @@ def test_two_writers_keep_every_promise_in_every_order(writers: str, beginning: 
 
 
 @pytest.mark.parametrize("writers", CROWDS)
-def test_more_writers_keep_every_promise_in_every_order(writers: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_writers_keep_every_promise_in_every_order(writers: str, tell: Callable[[str], None]) -> None:
     losses, beginning, participants = CROWDS[writers]
     covered = searched(search(*participants(), objects=BEGINNINGS[beginning], losses=losses))
     assert (covered.late > 0) == (losses > 0)
-    with capsys.disabled():
-        sys.stdout.write(
-            f"\n{writers}: {covered.states:,} states, {covered.steps:,} steps, {covered.paths:.1e} orders\n"
-        )
+    tell(f"commit protocol, {writers}: {covered.states:,} states, {covered.steps:,} steps, {covered.paths:.1e} orders")
 
 
 def test_only_a_write_that_comes_after_its_writer_gave_up_leaves_consumers_behind_when_all_have_ended() -> None:
