@@ -16,6 +16,7 @@ from supabase_bridge.layout import ENVIRONMENT_NAMES, META_NAME, METRICS_NAME, S
 from supabase_bridge.mlflow_model import parse_mlmodel
 from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store.digest import file_record
+from supabase_bridge.object_store.local_files import local_error
 from supabase_bridge.onnx_file import Tensors
 from supabase_bridge.selection import Selection
 from supabase_bridge.source_folder import SourceFile
@@ -60,6 +61,7 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
         ModelFileMissingError, ModelFileAmbiguousError: see `Selection`.
         InvalidModelFileError: the ONNX file is corrupt, or its weights are missing or too large for one file.
         InvalidDocumentError: a document of the job's is no JSON object, or too large.
+        LocalFileError: `directory` cannot be written.
     """
     meta = _read(selection.document(META_NAME), directory)
     metrics = _read(selection.document(METRICS_NAME), directory)
@@ -98,15 +100,22 @@ def _onnx(selection: Selection, flavors: Mapping[str, Any], directory: Path) -> 
 def _gather(selection: Selection, chosen: SourceFile, fetched: Path, beside: tuple[str, ...], directory: Path) -> Path:
     """The ONNX file and the weight files it names, in one directory of their own."""
     model = directory / chosen.name
-    shutil.copyfile(fetched, model)
+    _copy(fetched, model)
     for path in beside:
         found = selection.beside(chosen, path)
         if found is None:
             raise InvalidModelFileError(chosen.path, f"its weights are in {path!r}, which is not among the artifacts")
         target = directory / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(found.fetch(_own(directory, "fetched")), target)
+        _copy(found.fetch(_own(directory, "fetched")), target)
     return model
+
+
+def _copy(fetched: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(fetched, target)
+    except OSError as error:
+        raise local_error(target, error) from error
 
 
 def _read(found: SourceFile | None, directory: Path) -> bytes | None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx.external_data_helper import uses_external_data
 
 from supabase_bridge.errors import InvalidModelFileError
+from supabase_bridge.object_store.local_files import discard, local_error
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
@@ -85,7 +86,30 @@ def join(path: Path, target: Path) -> None:
     Raises:
         InvalidModelFileError: a weight file is missing or damaged, or the whole would be larger than 2 GiB, which no
             ONNX file can be.
+        LocalFileError: `target` cannot be written, which says nothing of the model; it is not there then.
     """
+    whole = _joined(path)
+    try:
+        target.write_bytes(whole)
+    except OSError as error:
+        discard(target)
+        raise local_error(target, error) from error
+
+
+def check(path: Path) -> None:
+    """Check that the file at `path` is a valid ONNX model.
+
+    Raises:
+        InvalidModelFileError: it is not; the checker's words say why.
+    """
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, ValueError) as error:
+        raise InvalidModelFileError(path.name, str(error).strip()[:300]) from error
+
+
+def _joined(path: Path) -> bytes:
+    """The model at `path` with the weights that lie beside it, read only if the whole can be an ONNX file."""
     try:
         parts = [path, *(path.parent / name for name in read_graph(path).external_files)]
         total = sum(part.stat().st_size for part in parts)
@@ -102,21 +126,10 @@ def join(path: Path, target: Path) -> None:
         if any(uses_external_data(tensor) for tensor in _tensors(model)):
             # ONNX's loader passes over some: those of training graphs, and sparse ones.
             raise InvalidModelFileError(path.name, "some of its weights are in other files and cannot be joined")
-        onnx.save_model(model, target)
-    except (onnx.checker.ValidationError, DecodeError, OSError, ValueError) as error:
+        whole: bytes = model.SerializeToString()
+    except (onnx.checker.ValidationError, DecodeError, EncodeError, OSError, ValueError) as error:
         raise InvalidModelFileError(path.name, str(error)[:300]) from error
-
-
-def check(path: Path) -> None:
-    """Check that the file at `path` is a valid ONNX model.
-
-    Raises:
-        InvalidModelFileError: it is not; the checker's words say why.
-    """
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, DecodeError, ValueError) as error:
-        raise InvalidModelFileError(path.name, str(error).strip()[:300]) from error
+    return whole
 
 
 def _load(path: Path) -> onnx.ModelProto:

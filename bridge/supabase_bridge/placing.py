@@ -107,8 +107,9 @@ def _holds(same: Callable[[bytes], bool], found: bytes) -> bool:
 
 
 def _digest(store: ObjectStore, key: str) -> str | None:
+    """The SHA-256 of what is there, read unless its record is sealed: whoever laid it there may have claimed ours."""
     try:
         info = store.stat(key)
-        return info.sha256 or sha256_of(store, key, size_bytes=info.size_bytes)
+        return info.sha256 if info.sealed else sha256_of(store, key, size_bytes=info.size_bytes)
     except ObjectNotFoundError:
         return None

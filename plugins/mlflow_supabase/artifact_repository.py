@@ -10,7 +10,6 @@ import asyncio
 import mimetypes
 import os
 import threading
-import uuid
 import weakref
 from collections.abc import AsyncIterable, Iterator
 from concurrent.futures import as_completed, wait
@@ -23,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.file_utils import ArtifactProgressBar
 
+from mlflow_supabase.artifact_download import download
 from mlflow_supabase.artifact_errors import as_mlflow_exceptions, denied, invalid
 from mlflow_supabase.mlflow_features import StreamUploadMixin
 from mlflow_supabase.progress import upload_progress
@@ -146,21 +146,14 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
             store.delete([key, *(info.key for info in store.list(f"{key}/"))])
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
-        """Write one file to a local path: whole, or not at all; a release's file only as its record says."""
+        """Write one file to a local path: whole and as it is recorded, or not at all."""
         target = Path(local_path)
         recorded = self._recorded(remote_file_path)
         with as_mlflow_exceptions():
             if recorded is not None:
                 self._cache().fetch(self._store(), recorded[0], recorded[1], target)
                 return
-            temporary = target.with_name(f".{uuid.uuid4().hex}.part")
-            try:
-                with temporary.open("xb") as file:
-                    for piece in self._store().stream(self._key(remote_file_path)):
-                        file.write(piece)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            download(self._store(), self._key(remote_file_path), target)
 
     def _upload(self, file: Path, key: str) -> None:
         with as_mlflow_exceptions(), upload_progress(file) as progress:

@@ -16,7 +16,8 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_supabase.artifact_repository import SupabaseArtifactRepository
 from supabase_bridge.channel_log import ChannelLog
-from supabase_bridge.documents import Manifest
+from supabase_bridge.config import Settings
+from supabase_bridge.documents import FileRecord, Manifest
 from supabase_bridge.errors import (
     InvalidDocumentError,
     InvalidObjectKeyError,
@@ -26,10 +27,15 @@ from supabase_bridge.errors import (
     SettingsError,
 )
 from supabase_bridge.layout import SEQUENCE_LIMIT
+from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store.digest import digests_of
 from supabase_bridge.object_store.opening import open_store
+from supabase_bridge.object_store.sealing import SEAL_NAME, Sealer
 from supabase_bridge.outbox.events import EventState
+from supabase_bridge.placing import place_file
 from supabase_bridge.release_files import files_of
+from supabase_bridge.secret import Secret
 from supabase_bridge.trust import TrustPolicy
 from tests.attacks.laid import FIRST, LATEST, Laid, keys_of, lay
 from tests.attacks.refusals import download
@@ -37,6 +43,7 @@ from tests.commands import invoke
 from tests.registry_fixtures import BUCKET, MODEL, Scene, supabase_environment
 from tests.simulators.memory_store import MemoryStore
 from tests.simulators.storage import CorruptRequest, CorruptResponse, Fault, StorageSimulator
+from tests.simulators.storage_tokens import SERVICE_KEY
 
 
 @pytest.fixture
@@ -268,6 +275,36 @@ def test_other_content_laid_under_a_releases_keys_before_it_is_mirrored_is_never
         with pytest.raises(ReleaseConflictError, match="exists with other content"):
             directory_scene.runtime.processor.mirror(directory_scene.runtime.registry.version(MODEL, version))
         directory_scene.store.delete([f"{MODEL}/{run_id}/{name}"])
+
+
+OURS, EVIL = bytes(100_000), bytes(99_999) + b"x"
+SAYS = {
+    "nothing": {},
+    "the truth": {"sha256": digests_of(EVIL).sha256},
+    "that it is ours": {"sha256": digests_of(OURS).sha256},
+    "that it is ours, with the seal of ours": {
+        "sha256": digests_of(OURS).sha256,
+        SEAL_NAME: Sealer(Secret(SERVICE_KEY)).seal(digests_of(OURS)),
+    },
+}
+
+
+@pytest.mark.parametrize("metadata", SAYS.values(), ids=SAYS.keys())
+def test_other_content_under_a_model_files_key_is_never_adopted_whatever_its_metadata_says(
+    supabase_settings: Settings, simulator: StorageSimulator, tmp_path: Path, metadata: dict[str, str]
+) -> None:
+    key = keys_of(FIRST).onnx
+    simulator.put_object(BUCKET, key, EVIL, metadata)
+    (tmp_path / "ours").write_bytes(OURS)
+    ours = ModelFile(record=FileRecord.of(OURS), path=tmp_path / "ours")
+    with (
+        closing(open_store(supabase_settings, BUCKET)) as store,
+        pytest.raises(ReleaseConflictError, match="exists with other content") as caught,
+    ):
+        place_file(store, key, ours, None)
+    assert caught.value.actual == FileRecord.of(EVIL).sha256
+    assert simulator.object_bytes(BUCKET, key) == EVIL
+    assert simulator.object_keys(BUCKET) == [key]
 
 
 # --- what the store says of an object, and what it sends -------------------------------------------------------------

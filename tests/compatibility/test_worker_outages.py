@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from supabase_bridge.secret import Secret
 from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 from tests.databases import DatabaseServer
 from tests.e2e.served import until
+from tests.full_disk import no_file_larger_than
 from tests.project_artifacts import torch_archive
 from tests.registry_fixtures import Scene, model_files
 from tests.simulators.storage import Delay, Fault, StorageSimulator
@@ -59,17 +58,6 @@ def test_a_restart_of_the_database_loses_nothing_and_the_worker_goes_on(
     assert head is not None
     assert (head.current.model_version, head.sequence) == (second, 2)
     assert {event.state for event in scene.events()} == {EventState.DONE}
-
-
-@contextmanager
-def no_file_larger_than(size_bytes: int) -> Iterator[None]:
-    """What a full disk is to a program, for a limit of its own: a write beyond it fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @on_sqlite

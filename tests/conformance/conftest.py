@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from supabase_bridge.object_store import ObjectStore, PutOptions
 from supabase_bridge.object_store.directory import DirectoryStore
 from supabase_bridge.object_store.supabase import SupabaseStore
 from supabase_bridge.secret import Secret
+from tests.simulators.faults import Respond
 from tests.simulators.memory_store import MemoryStore
 from tests.simulators.storage import StorageSimulator
 
@@ -51,6 +53,12 @@ def supabase_store(
         timeout=timedelta(seconds=timeout),
         pause=lambda _seconds: None,
     )
+
+
+def info_answer(*, size: int = 4, etag: str = "0" * 32) -> Respond:
+    """What the server says of an object, in place of the truth."""
+    facts = {"size": size, "etag": f'"{etag}"', "last_modified": "2026-11-22T16:55:19.318Z", "metadata": {}}
+    return Respond(200, json.dumps(facts).encode(), {"content-type": "application/json"})
 
 
 @pytest.fixture

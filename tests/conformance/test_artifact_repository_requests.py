@@ -1,8 +1,10 @@
-"""What logging an artifact asks of a Supabase project, and what it leaves there for who makes a release of it."""
+"""What artifacts ask of a Supabase project on their way there and back, and what comes of damage on the way."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from supabase_bridge.config import Settings
-from supabase_bridge.object_store.digest import digests_of
+from supabase_bridge.object_store.digest import digests_of, md5_of
 from supabase_bridge.object_store.opening import open_store
-from tests.simulators.faults import CorruptRequest, Fault
+from tests.conformance.conftest import info_answer
+from tests.full_disk import no_file_larger_than
+from tests.simulators.faults import Action, CorruptRequest, CorruptResponse, Fault, Respond
 from tests.simulators.storage import StorageSimulator
 
 BUCKET = "artifacts"
@@ -75,3 +79,127 @@ def test_a_small_artifact_that_is_damaged_on_its_way_has_no_seal(
     store = open_store(Settings.load(), BUCKET)
     assert not store.stat("root/small").sealed
     store.close()
+
+
+# --- on their way back ------------------------------------------------------------------------------------------------
+
+HTML = Respond(200, b"<html><h1>Log in to the network</h1></html>", {"content-type": "text/html"})
+SIZES = [20_000, 3_000_000]
+RECORDED = "by this repository"
+UNRECORDED = "by somebody else"
+UNSEALED = "with another key"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[Path]:
+    """Where an artifact is to be downloaded, over a file; whatever comes, nothing else is left in its directory."""
+    place = tmp_path / "downloads" / "artifact"
+    place.parent.mkdir()
+    place.write_bytes(b"before")
+    yield place
+    assert list(place.parent.iterdir()) == [place]
+
+
+def lay(simulator: StorageSimulator, repository: Any, data: bytes, by: str) -> None:
+    """Store an artifact; what this takes is not counted."""
+    if by == RECORDED:
+        repository.log_artifact_from_stream(io.BytesIO(data), "artifact")
+    else:
+        digest = hashlib.sha256(data).hexdigest()
+        simulator.put_object(BUCKET, "root/artifact", data, {"sha256": digest} if by == UNSEALED else {})
+    simulator.reset_calls()
+
+
+@pytest.mark.parametrize("by", [RECORDED, UNSEALED, UNRECORDED])
+@pytest.mark.parametrize("size", [0, *SIZES])
+def test_an_artifact_is_downloaded_whole_by_one_look_and_one_reading(
+    simulator: StorageSimulator, repository: Any, target: Path, by: str, size: int
+) -> None:
+    data = bytes(range(250)) * (size // 250)
+    lay(simulator, repository, data, by)
+    repository._download_file("artifact", str(target))
+    assert target.read_bytes() == data
+    assert [(call.method, "/info/" in call.path) for call in simulator.calls()] == [("GET", True), ("GET", False)]
+
+
+@pytest.mark.parametrize("by", [RECORDED, UNSEALED, UNRECORDED])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("action", [CorruptResponse(7), HTML], ids=["a byte", "a page of a proxy"])
+def test_an_artifact_that_is_damaged_on_its_way_down_is_an_error_and_no_file(
+    simulator: StorageSimulator, repository: Any, target: Path, by: str, size: int, action: Action
+) -> None:
+    lay(simulator, repository, bytes(size), by)
+    simulator.inject(Fault(action=action, method="GET", path_contains=f"object/{BUCKET}/"))
+    with pytest.raises(MlflowException, match="is damaged") as caught:
+        repository._download_file("artifact", str(target))
+    assert caught.value.error_code == "DATA_LOSS"
+    assert target.read_bytes() == b"before"
+
+
+def test_a_proxys_page_of_the_artifacts_own_size_is_told_from_it_by_the_md5(
+    simulator: StorageSimulator, repository: Any, target: Path
+) -> None:
+    lay(simulator, repository, bytes(len(HTML.body)), UNRECORDED)
+    simulator.inject(Fault(action=HTML, method="GET", path_contains=f"object/{BUCKET}/"))
+    with pytest.raises(MlflowException, match="is damaged"):
+        repository._download_file("artifact", str(target))
+
+
+def test_an_artifact_whose_etag_is_no_md5_is_compared_by_its_size(
+    simulator: StorageSimulator, repository: Any, target: Path
+) -> None:
+    lay(simulator, repository, bytes(20_000), UNRECORDED)
+    simulator.inject(Fault(action=info_answer(size=20_000, etag=f"{'0' * 32}-3"), path_contains="object/info/"))
+    repository._download_file("artifact", str(target))
+    assert target.read_bytes() == bytes(20_000)
+    simulator.inject(Fault(action=HTML, method="GET", path_contains=f"object/{BUCKET}/"))
+    with pytest.raises(MlflowException, match="is damaged"):
+        repository._download_file("artifact", str(target))
+
+
+def test_a_small_artifact_that_was_damaged_on_its_way_up_is_not_downloaded_as_if_it_were_whole(
+    simulator: StorageSimulator, repository: Any, target: Path
+) -> None:
+    simulator.inject(Fault(action=CorruptRequest(10_000), method="POST", times=1))
+    lay(simulator, repository, bytes(20_000), RECORDED)
+    with pytest.raises(MlflowException, match="is damaged"):
+        repository._download_file("artifact", str(target))
+
+
+def test_an_artifact_that_is_replaced_while_it_is_downloaded_comes_as_one_of_the_two(
+    simulator: StorageSimulator, repository: Any, target: Path
+) -> None:
+    lay(simulator, repository, b"former", RECORDED)
+    former = info_answer(size=6, etag=md5_of(b"former").hexdigest())
+    simulator.put_object(BUCKET, "root/artifact", b"latter, and longer")
+    simulator.inject(Fault(action=former, path_contains="object/info/", times=1))
+    repository._download_file("artifact", str(target))
+    assert target.read_bytes() == b"latter, and longer"
+
+
+def test_an_artifact_that_is_replaced_again_and_again_is_given_up(
+    simulator: StorageSimulator, repository: Any, target: Path
+) -> None:
+    lay(simulator, repository, b"content", UNRECORDED)
+    for size in range(100, 120):
+        simulator.inject(Fault(action=info_answer(size=size), path_contains="object/info/", times=1))
+    with pytest.raises(MlflowException, match="replaced again and again") as caught:
+        repository._download_file("artifact", str(target))
+    assert caught.value.error_code == "TEMPORARILY_UNAVAILABLE"
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_artifact(
+    simulator: StorageSimulator, repository: Any, target: Path
+) -> None:
+    lay(simulator, repository, bytes(3_000_000), RECORDED)
+    with no_file_larger_than(1_000_000), pytest.raises(MlflowException, match="artifact: file too large"):
+        repository._download_file("artifact", str(target))
+    assert target.read_bytes() == b"before"
+
+
+def test_a_target_that_cannot_be_written_is_named(repository: Any, tmp_path: Path) -> None:
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    for place in ("absent/artifact", "folder"):
+        with pytest.raises(MlflowException, match=str(tmp_path / place)):
+            repository._download_file("first", str(tmp_path / place))
+    assert [path.name for path in tmp_path.glob(".*")] == []

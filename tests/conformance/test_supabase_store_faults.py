@@ -23,7 +23,7 @@ from supabase_bridge.errors import (
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.supabase import SupabaseStore
 from supabase_bridge.secret import Secret
-from tests.conformance.conftest import BUCKET, supabase_store
+from tests.conformance.conftest import BUCKET, info_answer, supabase_store
 from tests.simulators.faults import (
     Action,
     CorruptResponse,
@@ -202,12 +202,7 @@ def test_an_object_above_the_buckets_limit_is_too_large(simulator: StorageSimula
 # --- what arrives is what was sent ------------------------------------------------------------------------------------
 
 
-def info(*, size: int = 4, etag: str = "0" * 32) -> Respond:
-    facts = {"size": size, "etag": f'"{etag}"', "last_modified": "2026-11-22T16:55:19.318Z", "metadata": {}}
-    return Respond(200, json.dumps(facts).encode(), {"content-type": "application/json"})
-
-
-@pytest.mark.parametrize("answer", [info(size=3), info(), info(etag="0" * 32 + "-2")])
+@pytest.mark.parametrize("answer", [info_answer(size=3), info_answer(), info_answer(etag="0" * 32 + "-2")])
 def test_a_damaged_upload_is_never_moved_into_place(
     simulator: StorageSimulator, store: SupabaseStore, answer: Action
 ) -> None:
@@ -220,13 +215,13 @@ def test_a_damaged_upload_is_never_moved_into_place(
 
 
 def test_a_damaged_overwrite_is_reported(simulator: StorageSimulator, store: SupabaseStore) -> None:
-    simulator.inject(Fault(action=info(size=3), path_contains="object/info/"))
+    simulator.inject(Fault(action=info_answer(size=3), path_contains="object/info/"))
     with pytest.raises(CorruptObjectError):
         store.overwrite(KEY, b"ours", PLAIN)
 
 
 def test_an_etag_that_is_no_md5_makes_the_bytes_be_read_back(simulator: StorageSimulator, store: SupabaseStore) -> None:
-    simulator.inject(Fault(action=info(etag="0" * 32 + "-2"), path_contains="object/info/models/_tmp/"))
+    simulator.inject(Fault(action=info_answer(etag="0" * 32 + "-2"), path_contains="object/info/models/_tmp/"))
     store.create(KEY, b"ours", PLAIN)
     assert simulator.object_bytes(BUCKET, KEY) == b"ours"
     assert simulator.count("GET", "object/models/_tmp/") == 1

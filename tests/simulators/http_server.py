@@ -36,13 +36,13 @@ class Site:
     Args:
         handle: Answers a request; must not raise but ConnectionEndedError.
         faults: Asked once for every request.
-        record: Told method, path and status of every request, before the answer goes out; status 0 for none.
+        record: Told every request and the status answered, before the answer goes out; status 0 for none.
         wedges: Whether the answer to this request, its body unread, wedges the connection.
     """
 
     handle: Callable[[Request], Response]
     faults: FaultPlan
-    record: Callable[[str, str, int], None]
+    record: Callable[[Request, int], None]
     wedges: Callable[[Request, Response], bool]
 
 
@@ -78,7 +78,7 @@ class _Exchanger:
             case CutBeforeHandling():
                 self._give_up(request)
             case Hang():
-                self._site.record(request.method, request.path, 0)
+                self._site.record(request, 0)
                 _wait_until_closed(self._connection)
                 raise ConnectionEndedError("a fault let it hang")
             case _:
@@ -96,18 +96,18 @@ class _Exchanger:
             if isinstance(action, CutRequestAfter):
                 request.body.drain()
         except ConnectionEndedError:
-            self._site.record(request.method, request.path, 0)
+            self._site.record(request, 0)
             raise
         if isinstance(action, (CutAfterHandling, CutRequestAfter)):
             self._give_up(request)
         self._answer(request, response, action)
 
     def _give_up(self, request: Request) -> None:
-        self._site.record(request.method, request.path, 0)
+        self._site.record(request, 0)
         raise ConnectionEndedError("a fault cut it")
 
     def _answer(self, request: Request, response: Response, action: Action | None) -> None:
-        self._site.record(request.method, request.path, response.status)
+        self._site.record(request, response.status)
         head_only = request.method == "HEAD"
         send_response(self._connection, response, head_only=head_only, keep_alive=request.keep_alive, action=action)
         if isinstance(action, CutResponseAfter):

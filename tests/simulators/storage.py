@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from types import TracebackType
 from typing import Any, NoReturn
@@ -61,11 +61,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Call:
-    """A request the simulator got: its percent-decoded path without query, and the status answered (0: no answer)."""
+    """A request the simulator got: its percent-decoded path without query, and the status answered (0: no answer).
+
+    Attributes:
+        received_bytes: How much of its body had been read by then.
+    """
 
     method: str
     path: str
     status: int
+    received_bytes: int = field(default=0, compare=False)
 
 
 def _utc_now() -> datetime:
@@ -232,9 +237,10 @@ class StorageSimulator:
         """The buckets' names, oldest first."""
         return [bucket.id for bucket in self._state.buckets()]
 
-    def _record(self, method: str, path: str, status: int) -> None:
+    def _record(self, request: Request, status: int) -> None:
+        call = Call(request.method, request.path, status, request.body.received_bytes)
         with self._calls_lock:
-            self._calls.append(Call(method, path, status))
+            self._calls.append(call)
 
     def _wedges_on(self, request: Request, response: Response) -> bool:
         return self._wedges and response.status >= 400 and is_plain_upload(request)

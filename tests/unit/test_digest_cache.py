@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from supabase_bridge.digest_cache import DigestCache
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError, LocalFileError, ObjectNotFoundError
 from supabase_bridge.object_store import PutOptions
+from tests.full_disk import no_file_larger_than
 from tests.simulators.memory_store import MemoryStore
 
 
@@ -138,6 +140,31 @@ def test_an_absent_object_and_an_unwritable_target_are_named(bench: Bench) -> No
         bench.fetch("absent", record)
     with pytest.raises(LocalFileError):
         bench.cache.fetch(bench.store, "a", record, bench.target.parent / "absent" / "target")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_full_disk_under_the_target_is_named_and_leaves_no_half_file(bench: Bench, cached: bool) -> None:
+    record = bench.put("a", b"a" * 900)
+    if cached:
+        bench.fetch("a", record)
+    bench.target.write_bytes(b"before")
+    with no_file_larger_than(500), pytest.raises(LocalFileError, match="target: file too large"):
+        bench.fetch("a", record)
+    assert bench.target.read_bytes() == b"before"
+    assert bench.entries() == ({record.sha256} if cached else set())
+    assert list(bench.target.parent.glob(".*")) == []
+
+
+def test_a_disk_that_is_full_under_the_cache_alone_keeps_nothing_and_nobody_from_a_download(bench: Bench) -> None:
+    record = bench.put("a", b"a" * 900)
+    with ExitStack() as stack:
+        # What is on its way into the cache waits in memory until all of it is there, and the target is written by then.
+        full = no_file_larger_than(500)
+        bench.cache.fetch(bench.store, "a", record, bench.target, lambda _size: stack.enter_context(full))
+    assert bench.target.read_bytes() == b"a" * 900
+    assert bench.entries() == set()
+    assert bench.fetch("a", record) == b"a" * 900
+    assert bench.entries() == {record.sha256}
 
 
 def test_many_threads_fetch_the_same_files_at_once(bench: Bench) -> None:

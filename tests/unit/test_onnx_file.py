@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from supabase_bridge.completion import TrainingFacts
 from supabase_bridge.draft import draft_release
-from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError, SourceNotAllowedError
+from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError, LocalFileError, SourceNotAllowedError
 from supabase_bridge.onnx_file import check, join, read_graph
 from supabase_bridge.selection import Selection
 from supabase_bridge.source import VersionSource
 from supabase_bridge.source_folder import SourceFolder
+from tests.full_disk import no_file_larger_than
 
 WEIGHTS = np.arange(1_024, dtype=np.float32)
 
@@ -142,6 +144,41 @@ def test_a_weight_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
     (path.parent / "weights.bin").write_bytes(WEIGHTS.tobytes()[:-4])
     with pytest.raises(InvalidModelFileError):
         draft(tmp_path)
+
+
+def test_a_full_disk_says_nothing_against_a_model_that_is_joined(tmp_path: Path) -> None:
+    path = tmp_path / "model" / "m.onnx"
+    save_with_weights_beside(model(), path)
+    with no_file_larger_than(WEIGHTS.nbytes), pytest.raises(LocalFileError, match="file too large") as caught:
+        join(path, tmp_path / "whole.onnx")
+    assert caught.value.path == tmp_path / "whole.onnx"
+    assert not (tmp_path / "whole.onnx").exists()
+    join(path, tmp_path / "whole.onnx")
+    check(tmp_path / "whole.onnx")
+
+
+@pytest.mark.parametrize("limit_bytes", [10, WEIGHTS.nbytes - 1, WEIGHTS.nbytes])
+def test_a_full_disk_says_nothing_against_a_model_that_is_drafted(tmp_path: Path, limit_bytes: int) -> None:
+    save_with_weights_beside(model(), tmp_path / "model" / "m.onnx")
+    with no_file_larger_than(limit_bytes), pytest.raises(LocalFileError, match="file too large"):
+        draft(tmp_path)
+    check(draft(tmp_path))
+
+
+def test_weights_too_large_for_one_file_are_refused_unread_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "model" / "m.onnx"
+    save_with_weights_beside(model(), path)
+    with (path.parent / "weights.bin").open("r+b") as weights:
+        weights.truncate(2**31)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidModelFileError, match=r"at most 2 GiB.*half precision"):
+            join(path, tmp_path / "whole.onnx")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 1_000_000
+    assert not (tmp_path / "whole.onnx").exists()
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "x/../../secret.bin", "{home}/secret.bin", "..", ".", ""])

@@ -25,12 +25,14 @@ from supabase_bridge.errors import (
     StoreUnavailableError,
     UnexpectedAnswerError,
 )
+from supabase_bridge.layout import TEMPORARY_PREFIX
 from supabase_bridge.object_store import IMMUTABLE, PutOptions
+from supabase_bridge.object_store.digest import md5_of
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.object_store.supabase import SupabaseStore
 from supabase_bridge.object_store.supabase_resumable import CHUNK_BYTES, resumable_url
 from supabase_bridge.secret import Secret
-from tests.conformance.conftest import BUCKET
+from tests.conformance.conftest import BUCKET, info_answer
 from tests.conformance.large_files import DATA, KEY, OPTIONS, SHA256, THRESHOLD, TUS, patches, resumable_store
 from tests.simulators.faults import (
     Action,
@@ -61,6 +63,15 @@ def test_a_file_above_the_threshold_goes_in_chunks_with_its_hash_and_media_type(
     assert (patches(simulator), sum(moved), min(moved) > 0) == (3, len(DATA), True)
     assert simulator.object_keys(BUCKET) == [KEY]
     assert list(uploads.iterdir()) == []
+
+
+def test_every_chunk_but_the_last_has_the_six_mebibytes_that_a_hosted_project_wants(
+    simulator: StorageSimulator, store: SupabaseStore, file: Path
+) -> None:
+    chunk_bytes = 6 * 1024 * 1024
+    store.create(KEY, file, OPTIONS)
+    sent = [call.received_bytes for call in simulator.calls() if call.method == "PATCH"]
+    assert sent == [chunk_bytes, chunk_bytes, len(DATA) - 2 * chunk_bytes]
 
 
 def test_a_file_at_the_threshold_goes_in_one_request(
@@ -317,6 +328,35 @@ def test_a_byte_that_changes_on_the_way_is_never_moved_into_place(
     assert simulator.object_keys(BUCKET) == []
     store.create(KEY, file, OPTIONS)
     assert simulator.object_bytes(BUCKET, KEY) == DATA
+
+
+MULTIPART = Fault(
+    action=info_answer(size=len(DATA), etag=f"{md5_of(DATA).hexdigest()}-3"),
+    path_contains=f"object/info/{BUCKET}/{TEMPORARY_PREFIX}",
+)
+"""What the server says of an object that it put together of parts: its ETag proves nothing."""
+
+
+def test_an_upload_whose_etag_is_no_md5_is_read_back_and_moved_into_place(
+    simulator: StorageSimulator, store: SupabaseStore, file: Path
+) -> None:
+    simulator.inject(MULTIPART)
+    store.create(KEY, file, OPTIONS)
+    assert simulator.object_bytes(BUCKET, KEY) == DATA
+    assert simulator.object_keys(BUCKET) == [KEY]
+    assert simulator.count("GET", f"object/{BUCKET}/{TEMPORARY_PREFIX}") == 1
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2])
+def test_an_upload_whose_etag_is_no_md5_and_that_was_damaged_is_never_moved_into_place(
+    simulator: StorageSimulator, store: SupabaseStore, file: Path, chunk: int
+) -> None:
+    simulator.inject(MULTIPART)
+    simulator.inject(Fault(action=CorruptRequest(100_000), method="PATCH", skip=chunk, times=1))
+    with pytest.raises(CorruptObjectError):
+        store.create(KEY, file, OPTIONS)
+    assert simulator.count("POST", "object/move") == 0
+    assert simulator.object_keys(BUCKET) == []
 
 
 def test_a_file_with_another_hash_than_it_should_have_is_never_moved_into_place(
