@@ -366,3 +366,44 @@ PROMPTS: Sequence[Call] = [
 ]
 if hasattr(AbstractStore, "create_prompt"):  # Not before MLflow 3.
     STORIES["prompts have calls of their own"] = PROMPTS
+
+
+def webhooks() -> Sequence[Call]:
+    """Calls about webhooks; MLflow's own types of them are imported here, since MLflow 2 has none."""
+    from mlflow.entities.webhook import WebhookEvent, WebhookStatus
+
+    # Addresses in numbers: MLflow looks a name up.
+    created = WebhookEvent.from_str("model_version.created")
+    aliased = WebhookEvent.from_str("model_version_alias.created")
+
+    def of_first(method: str, **named: Any) -> Call:
+        return lambda store: getattr(store, method)(store.list_webhooks().to_list()[-1].webhook_id, **named)
+
+    return [
+        call("create_webhook", "w1", "https://9.9.9.9/1", [created]),
+        call("create_webhook", "w2", "https://9.9.9.9/2", [created, aliased], "all of it", "secret"),
+        call("create_webhook", "w3", "https://9.9.9.9/3", [aliased], status=WebhookStatus.DISABLED),
+        call("create_webhook", "w1", "https://9.9.9.9/1", [created]),
+        call("create_webhook", "", "https://9.9.9.9/4", [created]),
+        call("create_webhook", "w4", "ftp://9.9.9.9/4", [created]),
+        call("create_webhook", "w4", "https://9.9.9.9/4", []),
+        *[call("list_webhooks", max_results=count) for count in (None, 2, 0, -1, 1001)],
+        lambda store: store.list_webhooks(2, store.list_webhooks(2).token),
+        *[call("list_webhooks_by_event", event) for event in (created, aliased)],
+        of_first("get_webhook"),
+        call("get_webhook", "missing"),
+        of_first("update_webhook", name="renamed", url="https://9.9.9.9/new", events=[aliased]),
+        of_first("update_webhook", description="", secret="another", status=WebhookStatus.DISABLED),
+        of_first("update_webhook", name=""),
+        of_first("update_webhook", url="ftp://9.9.9.9"),
+        call("update_webhook", "missing", name="renamed"),
+        of_first("get_webhook"),
+        call("list_webhooks_by_event", created),
+        of_first("delete_webhook"),
+        call("delete_webhook", "missing"),
+        call("list_webhooks"),
+    ]
+
+
+if hasattr(AbstractStore, "create_webhook"):  # Not before MLflow 3.
+    STORIES["webhooks"] = webhooks()

@@ -60,18 +60,9 @@ def stores(
     return two
 
 
-@pytest.mark.parametrize("registry", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("story", STORIES)
+@pytest.mark.parametrize("registry", ["sqlite", "postgresql"], indirect=True)
 def test_our_store_and_the_stock_one_answer_alike(story: str, stores: TwoStores) -> None:
-    stores.check(*STORIES[story])
-
-
-@pytest.mark.parametrize("registry", ["postgresql"], indirect=True)
-@pytest.mark.parametrize(
-    "story",
-    ["registered models are changed", "versions move between stages", "versions have aliases", "versions are searched"],
-)
-def test_our_store_and_the_stock_one_answer_alike_on_postgresql(story: str, stores: TwoStores) -> None:
     stores.check(*STORIES[story])
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from datetime import timedelta
 
+import pytest
 import sqlalchemy as sa
 
-from supabase_bridge.outbox.events import EventState
+from supabase_bridge.outbox.events import EventKind, EventState
+from supabase_bridge.outbox.schema import OUTBOX
 from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 from tests.e2e.served import until
 from tests.registry_fixtures import Scene
@@ -15,6 +17,7 @@ from tests.simulators.storage import Delay, Fault, StorageSimulator
 
 LONG = timedelta(seconds=600)
 AT_ONCE_SECONDS = 5.0
+CREATED, MOVED = EventKind.VERSION_CREATED, EventKind.STAGE_CHANGED
 
 
 def pending(scene: Scene) -> set[str]:
@@ -121,3 +124,21 @@ def test_the_changes_of_one_model_are_made_in_order_however_many_at_once(make_wo
         assert scene.current(key=model) == order[-1]
     started = {event.id: event.started_at for event in scene.events() if event.model == "a"}
     assert list(started.values()) == sorted(started.values(), key=lambda moment: moment or scene.clock())
+
+
+def test_a_running_worker_removes_what_was_finished_longer_ago_than_the_settings_say(
+    make_worker_scene: MakeWorkerScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("supabase_bridge.runtime._CLEANING_INTERVAL", timedelta(seconds=1))
+    scene = make_worker_scene(outbox_retention=timedelta(days=30))
+    for version in (scene.train(), scene.train()):
+        scene.promote(version, "Archived")
+    scene.work()
+    (old, young), moved = ([event.id for event in scene.events() if event.kind is kind] for kind in (CREATED, MOVED))
+    for event_id, age in ((old, timedelta(days=31)), (young, timedelta(days=29))):
+        finished_ms = round((scene.clock() - age).timestamp() * 1_000)
+        with scene.runtime.outbox.engine.begin() as connection:
+            connection.execute(OUTBOX.update().where(OUTBOX.c.id == event_id).values(finished_ms=finished_ms))
+    with working(scene):
+        until(lambda: old not in [event.id for event in scene.events()], "the old one to go", limit_seconds=10)
+    assert sorted(event.id for event in scene.events()) == sorted([young, *moved])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import pytest
@@ -20,11 +22,12 @@ from tests.compatibility.registries import REGISTRY_TABLES
 Call: TypeAlias = Callable[[Any], Any]
 """A call to a store, which MLflow does not annotate."""
 
+WEBHOOK_TABLES = tuple(name for name in ("webhook_events", "webhooks") if name in Base.metadata.tables)
 FIRST_MOMENT = 1_761_900_000_000
 
 
 class TwoStores:
-    """Two stores in step: every call sees the same time in both, so that results are equal to the millisecond."""
+    """Two stores in step: every call sees the same time and ids in both, so that results are equal in every field."""
 
     def __init__(self, ours: Any, stock: SqlAlchemyStore, monkeypatch: pytest.MonkeyPatch) -> None:
         self._stores = (ours, stock)
@@ -36,10 +39,10 @@ class TwoStores:
         return [self._check(call) for call in calls]
 
     def clear(self) -> None:
-        """Forget every model, in both."""
+        """Forget every model and webhook, in both."""
         for store in self._stores:
             with store.engine.begin() as connection:
-                for name in reversed(REGISTRY_TABLES):
+                for name in (*WEBHOOK_TABLES, *reversed(REGISTRY_TABLES)):
                     connection.execute(Base.metadata.tables[name].delete())
 
     def _check(self, call: Call) -> Any:
@@ -50,7 +53,11 @@ class TwoStores:
 
     def _outcome(self, call: Call, store: Any) -> Any:
         moments = itertools.count(self._moment)
+        numbers = itertools.count(self._moment << 64)
         self._monkeypatch.setattr(sqlalchemy_store, "get_current_time_millis", lambda: next(moments))
+        if hasattr(sqlalchemy_store, "uuid"):  # Webhooks have ids, not before MLflow 3.
+            counted = SimpleNamespace(uuid4=lambda: uuid.UUID(int=next(numbers)))
+            self._monkeypatch.setattr(sqlalchemy_store, "uuid", counted)
         try:
             with warnings.catch_warnings():
                 # Stages are deprecated.

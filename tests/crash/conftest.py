@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.databases import postgresql
 from tests.registry_fixtures import directory_settings, empty_database, make_scene, simulator
 
 __all__ = ["directory_settings", "empty_database", "make_scene", "postgresql", "simulator"]
+
+
+@pytest.fixture
+def runs() -> Iterator[Path]:
+    """Where runs take place: in memory where that can be, since thousands of flushes to a disk prove nothing here."""
+    memory = Path("/dev/shm")  # noqa: S108 - the directory is made by mkdtemp
+    directory = Path(tempfile.mkdtemp(prefix="crash-", dir=memory if os.access(memory, os.W_OK) else None))
+    yield directory / "runs"
+    shutil.rmtree(directory)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -39,6 +39,8 @@ from tests.crash.effects import CountedClient, CountedOutbox, CountedStore, Effe
 from tests.databases import copy_sqlite, create_database
 
 MODEL = "two_tower"
+ALIAS = "champion"
+"""Moves the channel of the same name."""
 LEASE = timedelta(milliseconds=300)
 STARTED_AT = datetime(2025, 11, 1, 12, 0, 0, tzinfo=timezone.utc)
 RECOVERED_AT = STARTED_AT + timedelta(milliseconds=900)
@@ -54,7 +56,10 @@ QUERIES = {
 
 
 def tell_story(settings: Settings, effects: Effects, now: datetime) -> None:
-    """Mirror both versions, promote 1, then 2, a worker after each; what happened already is not done again."""
+    """Mirror both versions, promote 1, then 2, give 1 an alias, take 2 out of its stage, a worker after each.
+
+    What happened already is not done again.
+    """
     uris = {"tracking_uri": settings.database_url, "registry_uri": settings.registry_uri}
     registry = Registry(**uris)
     registry.client = client = CountedClient(**uris)
@@ -76,6 +81,12 @@ def tell_story(settings: Settings, effects: Effects, now: datetime) -> None:
             if registry.version(MODEL, version).stage == "None":
                 registry.promote(MODEL, version, "Production")
             worker.drain()
+        if ALIAS not in registry.version(MODEL, 1).aliases:
+            registry.set_alias(MODEL, ALIAS, 1)
+        worker.drain()
+        if registry.version(MODEL, 2).stage == "Production":
+            client.transition_model_version_stage(MODEL, "2", "Archived")
+        worker.drain()
 
 
 def forked(act: Callable[[], None]) -> int:
@@ -115,6 +126,7 @@ class Stage:
         directory = self.runs / f"running-{os.getpid()}"
         directory.mkdir(parents=True)
         known: dict[str, Any] = {"artifacts_destination": str(self.home / "artifacts"), "bucket": name, "lease": LEASE}
+        known["aliases"] = {ALIAS: ALIAS}
         if self.template is None:
             copy_sqlite(self.home / "mlflow.db", directory / "mlflow.db")
         else:
@@ -147,11 +159,11 @@ class Stage:
         return (self.runs / name / "effects").read_text().splitlines()
 
 
-def recorded(database_url: str) -> dict[str, list[list[Any]]]:
+def recorded(database_url: str, queries: Mapping[str, str] = QUERIES) -> dict[str, list[list[Any]]]:
     """What a run leaves in the database."""
     engine = sa.create_engine(database_url, poolclass=sa.NullPool)
     with engine.connect() as connection:
-        return {name: [list(row) for row in connection.execute(sa.text(query))] for name, query in QUERIES.items()}
+        return {name: [list(row) for row in connection.execute(sa.text(query))] for name, query in queries.items()}
 
 
 def main() -> None:

@@ -89,9 +89,13 @@ def _check_story(undisturbed: Outcome) -> None:
     assert (manifest["sequence"], manifest["current"]["model_version"]) == (2, 2)
     assert [pointer["model_version"] for pointer in manifest["previous"]] == [1]
     assert {row[4] for row in undisturbed.rows["events"]} <= {"done", "superseded"}
-    tags = undisturbed.rows["tags of versions"]
-    assert [1, "supabase.status", "superseded"] in tags
-    assert [2, "supabase.status", "active"] in tags
+    other = json.loads(undisturbed.objects["two_tower/champion/manifest.json"])
+    assert (other["sequence"], other["current"]["model_version"]) == (1, 1)
+    tags = {(version, name): value for version, name, value in undisturbed.rows["tags of versions"]}
+    assert tags[1, "supabase.channel.latest"].startswith("superseded by ")
+    assert tags[1, "supabase.channel.champion"].startswith("current since ")
+    assert tags[2, "supabase.status"] == "active"
+    assert tags[2, "supabase.note"].startswith("left Production with no successor")
 
 
 def _driven(combination: Combination, home: Path, runs: Path, *, first: int, every: int) -> dict[str, dict[str, Any]]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from tests.simulators.storage import StorageSimulator
 
 EVERY = 2
 """Which points are taken where nothing else is asked for: every other one, on the next combination those left out."""
-COPYING_EVERY = 9
+COPYING_EVERY = 11
 
 _COPY = """
 import sys
@@ -38,15 +35,6 @@ releases, artifacts = [
 ]
 releases.copy_in("artifacts", artifacts.stat("a"), "m/a", PutOptions())
 """
-
-
-@pytest.fixture
-def runs() -> Iterator[Path]:
-    """Where runs take place: in memory where that can be, since thousands of flushes to a disk prove nothing here."""
-    memory = Path("/dev/shm")  # noqa: S108 - the directory is made by mkdtemp
-    directory = Path(tempfile.mkdtemp(prefix="crash-", dir=memory if os.access(memory, os.W_OK) else None))
-    yield directory / "runs"
-    shutil.rmtree(directory)
 
 
 def combination(store: str, request: pytest.FixtureRequest) -> Combination:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.databases import postgresql
 from tests.e2e.released import released
 from tests.registry_fixtures import (
     directory_scene,
@@ -20,6 +21,7 @@ __all__ = [
     "directory_settings",
     "empty_database",
     "make_scene",
+    "postgresql",
     "released",
     "scene",
     "settings",

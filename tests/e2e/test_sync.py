@@ -66,6 +66,13 @@ def test_a_dry_run_prints_what_would_be_done_and_does_nothing(unseen: Scene) -> 
     assert unseen.events() == []
 
 
+def test_all_of_one_model_works_off_what_is_due_of_others_too(directory_scene: Scene) -> None:
+    for model in (MODEL, "other"):
+        directory_scene.train(model=model)
+    assert sync(directory_scene, MODEL, "--all").err.splitlines()[-1].endswith("2 changes carried out, 0 left")
+    assert [directory_scene.tags(1, model)["status"] for model in (MODEL, "other")] == ["mirrored", "mirrored"]
+
+
 def test_all_mirrors_an_existing_registry_the_version_in_production_first(unseen: Scene) -> None:
     said = sync(unseen, "--all")
     assert (said.code, said.err.splitlines()[-1]) == (0, "4 recorded; 4 changes carried out, 0 left")

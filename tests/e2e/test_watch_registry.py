@@ -9,120 +9,32 @@ import socketserver
 import sqlite3
 import subprocess
 import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import pytest
-from mlflow import MlflowClient
+import sqlalchemy as sa
 
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import RegistryUnavailableError, SettingsError
 from supabase_bridge.layout import ChannelKeys
-from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.outbox.events import Event, EventKind
 from supabase_bridge.reconcile import Depth
-from supabase_bridge.registry_watching import Watching, watching
+from supabase_bridge.registry_watching import watching
 from supabase_bridge.worker import utc_now
 from tests.commands import EXECUTABLE, invoke
-from tests.e2e.processes import mlflow_command, serving, started, surroundings
+from tests.e2e.processes import started, surroundings
+from tests.e2e.remote_registry import Remote, remote, server
 from tests.e2e.served import until
-from tests.registry_fixtures import model_files
 from tests.requirements_on_machine import free_port
 
-_STOCK = ("--host", "127.0.0.1", "--workers", "1")
+__all__ = ["remote", "server"]
 
-
-@dataclass(kw_only=True)
-class Remote:
-    """A stock server, and one home that follows it; each test has a model of its own."""
-
-    url: str
-    home: Path
-    model: str
-    environment: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def client(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=self.url, registry_uri=self.url)
-
-    @property
-    def settings(self) -> Settings:
-        return Settings.load(home=self.home, environ=self.environment)
-
-    def train(self, directory: Path, *, stage: str | None = None) -> int:
-        """Log a run over HTTP and register its model."""
-        experiment = self.client.get_experiment_by_name("trainings")
-        identity = experiment.experiment_id if experiment else self.client.create_experiment("trainings")
-        run = self.client.create_run(identity)
-        for path, data in model_files(float(run.info.start_time % 1_000)).items():
-            local = directory / Path(path).name
-            local.write_bytes(data)
-            # MLflow 2.22 asks the process, not its client, where to log.
-            with patch.dict(os.environ, {"MLFLOW_TRACKING_URI": self.url}):
-                self.client.log_artifact(run.info.run_id, str(local), str(Path(path).parent) if "/" in path else None)
-        self.client.set_terminated(run.info.run_id)
-        if not self.client.search_registered_models(filter_string=f"name = '{self.model}'"):
-            self.client.create_registered_model(self.model)
-        made = self.client.create_model_version(self.model, f"{run.info.artifact_uri}/model", run.info.run_id)
-        if stage is not None:
-            self.promote(int(made.version), stage)
-        return int(made.version)
-
-    def promote(self, version: int, stage: str = "Production", *, archive: bool = False) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            self.client.transition_model_version_stage(self.model, str(version), stage, archive)
-
-    @contextmanager
-    def watching(self) -> Iterator[Watching]:
-        with watching(self.settings, self.url) as made:
-            yield made
-
-    def follow(self, *, full: bool = False) -> list[Event]:
-        """One poll by a process that has just started; the worker then does what is due. The new events."""
-        with self.watching() as made:
-            before = {event.id for event in self.events(made)}
-            made.watch.poll(full=full)
-            made.runtime.worker().drain()
-            return [event for event in self.events(made) if event.id not in before]
-
-    def events(self, made: Watching) -> list[Event]:
-        return list(made.runtime.outbox.events(model=self.model))
-
-    def points_to(self, version: int) -> bool:
-        return self.current() == version
-
-    def current(self) -> int | None:
-        store = open_store(self.settings, "models")
-        store.ensure_bucket()
-        head = ChannelLog(store, ChannelKeys(model_key=self.model, channel="latest")).look().head
-        return None if head is None else head.current.model_version
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """MLflow's own server and stores, nothing of ours."""
-    home = tmp_path_factory.mktemp("stock")
-    command = mlflow_command("server", *_STOCK, "--backend-store-uri", f"sqlite:///{home / 'mlflow.db'}")
-    command += ["--artifacts-destination", str(home / "artifacts")]
-    with serving(command, cwd=home, env=surroundings(home)) as url:
-        yield url
-
-
-@pytest.fixture
-def remote(server: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Remote:
-    monkeypatch.chdir(tmp_path)
-    # Set once by whoever watches, for the process; here each test begins without it.
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    return Remote(url=server, home=tmp_path / "home", model=f"m{abs(hash(request.node.name)) % 10**8}")
+on_both_databases = pytest.mark.parametrize("remote", ["sqlite", "postgresql"], indirect=True)
 
 
 def changes(events: list[Event]) -> list[tuple[EventKind, int | None, str | None]]:
@@ -168,6 +80,7 @@ def test_of_two_promotions_between_two_looks_the_later_one_counts(remote: Remote
     assert remote.current() == first
 
 
+@on_both_databases
 def test_aliases_deletions_and_renames_are_seen(remote: Remote, tmp_path: Path) -> None:
     first, second = remote.train(tmp_path), remote.train(tmp_path)
     remote.follow()
@@ -192,6 +105,7 @@ def test_aliases_deletions_and_renames_are_seen(remote: Remote, tmp_path: Path) 
     assert remote.client.get_model_version(renamed, str(second)).tags["supabase.status"] == "mirrored"
 
 
+@on_both_databases
 def test_killed_between_two_looks_nothing_is_lost_or_doubled(remote: Remote, tmp_path: Path) -> None:
     versions = [remote.train(tmp_path) for _ in range(2)]
     remote.home.mkdir()
@@ -202,10 +116,11 @@ def test_killed_between_two_looks_nothing_is_lost_or_doubled(remote: Remote, tmp
     turns = [*versions, versions[0]]
     for turn in turns:
         remote.promote(turn, archive=True)
-        with started(command, cwd=tmp_path, env=surroundings(tmp_path)) as process:
+        with started(command, cwd=tmp_path, env=surroundings(tmp_path, **remote.environment)) as process:
             until(partial(remote.points_to, turn), "the pointer", limit_seconds=60)
             process.kill()
     with remote.watching() as made:
+        assert made.runtime.outbox.engine.url == sa.make_url(remote.settings.watch_database_url)
         log = ChannelLog(made.runtime.stores("models"), ChannelKeys(model_key=remote.model, channel="latest"))
         head = log.look().head
         assert head is not None
@@ -274,6 +189,7 @@ def test_an_outage_of_the_server_loses_nothing(remote: Remote, tmp_path: Path) -
         line.cut()
 
 
+@on_both_databases
 def test_two_watchers_of_one_database_do_not_undo_each_other(remote: Remote, tmp_path: Path) -> None:
     version = remote.train(tmp_path)
     with remote.watching() as one, remote.watching() as other:

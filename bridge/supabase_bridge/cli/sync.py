@@ -35,7 +35,8 @@ def command(model: str | None, dry_run: bool, everything: bool, deep: bool, as_j
     by hand, and what broken uploads left behind. A pointer that was moved on purpose stays.
 
     What is missing is recorded for the worker. With --all this command does the work itself, beside any other worker:
-    so an existing registry is mirrored. Stop it and run it again at will: what is complete is not uploaded again.
+    so an existing registry is mirrored. Stop it and run it again at will: what is complete is not uploaded again. MODEL
+    says where to look, and what to try again; the work that --all does is whatever is due, of other models too.
 
     \b
     Exit codes:  0 in step   1 something failed, or waits for another attempt   2 wrong use or settings
