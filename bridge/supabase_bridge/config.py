@@ -46,13 +46,13 @@ class Settings:
         concurrency: How many changes, of different models, a worker carries out at once.
         outbox_retention: How long finished changes are kept.
         lease: How long a silent worker keeps an event before another may take it.
-        retry_cap: The longest pause between two attempts.
+        retry_cap: The longest pause between two attempts, whatever a server asks for.
         give_up_after: How long a failing event is retried before it becomes a dead letter.
         run_grace: How long a new version waits for its training run to end before it is mirrored all the same.
         reconcile_interval: How long after one pass that looks for what no event said the next one begins; 0: never.
         temporary_keys_age: How old what an upload left behind is before it is removed.
         watch_database_url: Where `watch-registry` keeps what it has seen.
-        request_timeout: How long one storage request may stay silent.
+        request_timeout: How long one storage request may stay silent, or below the minimum rate.
         resumable_threshold_bytes: A file larger than this is uploaded in chunks, which survive a broken connection.
         cache_dir: Where downloaded files of releases are kept by digest; None: nowhere, since there is no home.
         cache_limit_bytes: How large the files kept there are together; 0 keeps none.

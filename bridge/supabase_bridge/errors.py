@@ -188,14 +188,19 @@ class AccessDeniedError(ObjectStoreError):
 
 
 class StoreUnavailableError(ObjectStoreError):
-    """The store did not answer, or answered that it cannot serve now; nothing is known about the outcome."""
+    """The store did not answer, or answered that it cannot serve now; nothing is known about the outcome.
+
+    Attributes:
+        retry_after: How long the store wants to be left alone; None where it did not say.
+    """
 
     retryable = True
 
-    def __init__(self, store: str, operation: str, reason: str) -> None:
+    def __init__(self, store: str, operation: str, reason: str, *, retry_after: timedelta | None = None) -> None:
         super().__init__(store, f"{operation} did not succeed: {reason}. It may be tried again")
         self.operation = operation
         self.reason = reason
+        self.retry_after = retry_after
 
 
 class UnexpectedAnswerError(ObjectStoreError):

@@ -15,7 +15,13 @@ from functools import partial
 from supabase_bridge.chores import Chore, doing_chores
 from supabase_bridge.config import Settings
 from supabase_bridge.crew import Crew
-from supabase_bridge.errors import BridgeError, LeaseLostError, ModelNotFoundError, VersionNotFoundError
+from supabase_bridge.errors import (
+    BridgeError,
+    LeaseLostError,
+    ModelNotFoundError,
+    StoreUnavailableError,
+    VersionNotFoundError,
+)
 from supabase_bridge.outbox.events import Event, EventState
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.processing import Finished, Processor, Waiting
@@ -159,7 +165,14 @@ class Worker:
         except (VersionNotFoundError, ModelNotFoundError) as error:
             result = Finished(state=EventState.SUPERSEDED, outcome=str(error))
         except BridgeError as error:
-            return self._failed(event, clock(), str(error), retryable=error.retryable, rejected=error.rejects)
+            return self._failed(
+                event,
+                clock(),
+                str(error),
+                retryable=error.retryable,
+                rejected=error.rejects,
+                retry_after=error.retry_after if isinstance(error, StoreUnavailableError) else None,
+            )
         except Exception as error:
             logger.exception("an event failed unexpectedly", extra={"event": event.id})
             return self._failed(event, clock(), f"{type(error).__name__}: {error}", retryable=True)
@@ -169,7 +182,16 @@ class Worker:
         self._outbox.finish(event, self._name, result.state, result.outcome, now=self._now())
         return Handled(event=event, state=result.state, outcome=result.outcome)
 
-    def _failed(self, event: Event, now: datetime, reason: str, *, retryable: bool, rejected: bool = False) -> Handled:
+    def _failed(
+        self,
+        event: Event,
+        now: datetime,
+        reason: str,
+        *,
+        retryable: bool,
+        rejected: bool = False,
+        retry_after: timedelta | None = None,
+    ) -> Handled:
         """Say so on the version, then give the event back for later, or up for good."""
         retrying = retryable and now - (event.started_at or now) < self._settings.give_up_after
         # Another worker, which took it over meanwhile, may have shown a success.
@@ -179,7 +201,8 @@ class Worker:
         except BridgeError as error:
             logger.warning("the failure could not be shown in MLflow", extra={"reason": str(error)})
         if retrying:
-            until = now + self._pause(event.attempts)
+            asked = min(retry_after or timedelta(0), self._settings.retry_cap)
+            until = now + max(self._pause(event.attempts), asked)
             self._outbox.postpone(event, self._name, reason, until=until)
             return Handled(event=event, state=EventState.PENDING, outcome=reason)
         self._outbox.finish(event, self._name, EventState.DEAD, reason, now=self._now())

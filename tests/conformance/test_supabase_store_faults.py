@@ -6,7 +6,8 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
 
 import httpx
@@ -34,6 +35,7 @@ from tests.simulators.faults import (
     Hang,
     Respond,
 )
+from tests.simulators.hostile import answer, hostile
 from tests.simulators.storage import StorageSimulator
 
 PLAIN = PutOptions()
@@ -321,6 +323,57 @@ def test_the_server_says_how_long_to_wait_within_reason(simulator: StorageSimula
     assert patient.read("m/a", limit_bytes=LIMIT) == b"content"
     assert pauses == [slept]
     patient.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "asked"),
+    [
+        ({"retry-after": "120"}, timedelta(minutes=2)),
+        (
+            {"date": "Sun, 22 Nov 2026 16:55:19 GMT", "retry-after": "Sun, 22 Nov 2026 16:57:19 GMT"},
+            timedelta(minutes=2),
+        ),
+        # The form of RFC 850, which recipients must accept too.
+        (
+            {"date": "Sun, 22 Nov 2026 16:55:19 GMT", "retry-after": "Sunday, 22-Nov-26 16:57:19 GMT"},
+            timedelta(minutes=2),
+        ),
+        (
+            {"date": "Sun, 22 Nov 2026 16:55:19 GMT", "retry-after": "Sun, 22 Nov 2026 16:50:19 GMT"},
+            timedelta(0),
+        ),
+        ({"retry-after": "9" * 20}, None),
+        ({"retry-after": "Sun, 99 Nov 2026 99:99:99 GMT"}, None),
+        ({"retry-after": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_the_error_says_when_the_server_wants_to_be_asked_again(
+    headers: dict[str, str], asked: timedelta | None
+) -> None:
+    fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    with hostile(lambda talk: talk.send(answer(b"", status="503 Service Unavailable", headers=fields))) as server:
+        store = SupabaseStore(
+            url=server.url, key=Secret("a"), bucket=BUCKET, timeout=timedelta(seconds=5), pause=lambda _seconds: None
+        )
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.stat("m/a")
+        store.close()
+    assert caught.value.retry_after == asked
+
+
+def test_a_date_without_the_servers_own_is_held_against_this_machines_clock() -> None:
+    later = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
+    fields = f"Retry-After: {later}\r\n"
+    with hostile(lambda talk: talk.send(answer(b"", status="503 Service Unavailable", headers=fields))) as server:
+        store = SupabaseStore(
+            url=server.url, key=Secret("a"), bucket=BUCKET, timeout=timedelta(seconds=5), pause=lambda _seconds: None
+        )
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.stat("m/a")
+        store.close()
+    assert caught.value.retry_after is not None
+    assert timedelta(minutes=59) < caught.value.retry_after <= timedelta(hours=1)
 
 
 def test_pauses_grow_and_stay_within_three_seconds(simulator: StorageSimulator) -> None:

@@ -212,6 +212,30 @@ def test_the_pauses_grow_to_the_cap(make_scene: MakeScene, directory_settings: S
             scene.clock.advance(timedelta(seconds=longest))
 
 
+@pytest.mark.parametrize(
+    ("headers", "least"),
+    [
+        ({"retry-after": "60"}, timedelta(seconds=60)),
+        (
+            {"date": "Sun, 22 Nov 2026 16:55:19 GMT", "retry-after": "Sun, 22 Nov 2026 16:56:19 GMT"},
+            timedelta(seconds=60),
+        ),
+        ({"retry-after": "86400"}, timedelta(minutes=5)),
+    ],
+)
+def test_a_server_that_says_when_to_come_again_is_left_alone_until_then_or_for_the_longest_pause(
+    supabase_scene: Scene, simulator: StorageSimulator, headers: dict[str, str], least: timedelta
+) -> None:
+    supabase_scene.train()
+    simulator.inject(Fault(action=Respond(503, b"", headers)))
+    before = supabase_scene.clock()
+    (handled,) = supabase_scene.work()
+    due = supabase_scene.runtime.outbox.get(handled.event.id).not_before
+    assert due is not None
+    assert before + least <= due + timedelta(milliseconds=1)
+    assert due <= supabase_scene.clock() + least
+
+
 # --- people help ------------------------------------------------------------------------------------------------------
 
 

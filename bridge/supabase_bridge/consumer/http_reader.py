@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from supabase_bridge.consumer.addresses import Addresses
-from supabase_bridge.consumer.line import Lines
+from supabase_bridge.consumer.line import get
 from supabase_bridge.consumer.reading import Content, Deadline
 from supabase_bridge.errors import (
     AccessDeniedError,
@@ -30,6 +30,7 @@ from supabase_bridge.errors import (
     StoreUnavailableError,
     UnexpectedAnswerError,
 )
+from supabase_bridge.object_store.line import Lines
 
 TRIES = 4
 _PAUSES_SECONDS = (0.25, 0.75, 2.0)
@@ -138,7 +139,7 @@ class HttpReader:
             raise self._late(call)
         with self._lines.lend(address.url) as line:
             try:
-                with line.get(address.url, {**address.headers, **headers}, deadline=call.deadline) as response:
+                with get(line, address.url, {**address.headers, **headers}, deadline=call.deadline) as response:
                     asked_if_modified = "if-none-match" in headers and response.status_code == _NOT_MODIFIED
                     if not (response.is_success or asked_if_modified):
                         self._refuse(call, response, secret=address.secret)

@@ -51,13 +51,13 @@ class SupabaseStore:
 
     Failures that pass (broken connections, 429, 5xx, HTML from a gateway) are tried again wherever doing it twice is
     harmless: TRIES times, with pauses of about three seconds in all. A silent server is not asked again: after
-    `timeout` it is StoreUnavailableError.
+    `timeout` it is StoreUnavailableError, and so is one that moves less than MINIMUM_RATE.
 
     Args:
         url: The project's URL, without /storage/v1.
         key: Its service-role key.
         bucket: The bucket's name.
-        timeout: How long one network operation may stay silent.
+        timeout: How long one network operation may stay silent, or below MINIMUM_RATE.
         resumable_threshold_bytes: A file larger than this is sent in chunks, which survive a broken connection.
         uploads: The directory that remembers unfinished ones of these for another process; None: they are not.
         pause: Waits between two tries; replaced in tests.

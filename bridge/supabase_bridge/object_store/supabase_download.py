@@ -22,7 +22,7 @@ class Download:
 
     A connection that breaks is taken up where it broke (Range, RFC 9110 section 14), provided that the ETag is the one
     the first bytes came with: an overwritten object is never patched together from two contents. TRIES attempts in a
-    row without a byte are the end of it.
+    row without a byte are the end of it, and so are breaks and stalls that take longer than `Transport.patience`.
 
     Args:
         fresh: Ask past caches, as storage-js does with its option of the same effect, `cacheNonce`.
@@ -38,6 +38,7 @@ class Download:
         self._request = transport.request(f"reading {key}", key)
         self._size_bytes: int | None = None
         self._offset = 0
+        self._patience = transport.patience()
 
     def pieces(self) -> Iterator[bytes]:
         """The bytes as they come; the iterator ends only when all have come.
@@ -45,7 +46,8 @@ class Download:
         Raises:
             ObjectNotFoundError: there is no such object.
             ObjectTooLargeError: it is larger than `limit_bytes`.
-            StoreUnavailableError: the connection broke too often, or the object was replaced while it was read.
+            StoreUnavailableError: the connection broke too often, or was too slow, or the object was replaced while it
+                was read.
         """
         failures = 0
         while True:
@@ -60,7 +62,8 @@ class Download:
                 failures = 1 if progressed else failures + 1
                 trouble = diagnose(failure, self._request)
                 stalled = progressed and isinstance(failure, httpx.TimeoutException)
-                if failures >= TRIES or not (trouble.again or stalled):
+                exhausted = failures >= TRIES or self._patience.left() <= 0
+                if exhausted or not (trouble.again or stalled):
                     raise trouble.error from failure
             self._transport.wait(self._request, trouble, tried=failures)
 
@@ -75,7 +78,10 @@ class Download:
             for piece in response.iter_raw():
                 self._offset += len(piece)
                 self._check_limit(self._offset)
+                self._patience.moved(len(piece))
+                self._patience.rest()
                 yield piece
+                self._patience.resume()
             if self._size_bytes not in (None, self._offset):
                 raise httpx.RemoteProtocolError("the response ended early")
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from email.utils import parsedate_to_datetime
 
 import httpx
 from storage3.utils import StorageException
@@ -24,8 +25,10 @@ from supabase_bridge.errors import (
     StoreUnavailableError,
     UnexpectedAnswerError,
 )
+from supabase_bridge.object_store.bounded_transport import SlowAnswerError, SlowUploadError
 
 _TEXT_LIMIT = 200
+_SECONDS_DIGITS = 6
 _UNAVAILABLE = frozenset({408, 423, 425, 429})
 """Besides everything from 500 on: timeouts, an object locked by another request, too many requests."""
 
@@ -101,17 +104,19 @@ def read_answer(response: httpx.Response, body: bytes, *, secret: str) -> Answer
         code=text("code") or text("error"),
         message=text("message"),
         html="html" in response.headers.get("content-type", ""),
-        retry_after=_retry_after(response.headers.get("retry-after", "")),
+        retry_after=_retry_after(response.headers),
     )
 
 
 def diagnose(failure: Exception, request: Request) -> Trouble:
     """The error behind a failed try.
 
-    A silent server is not asked again: a timeout was all the patience there is.
+    A silent or slow server is not asked again: a timeout was all the patience there is.
     """
     if isinstance(failure, RefusalError):
         return _refused(failure.answer, request)
+    if isinstance(failure, (SlowAnswerError, SlowUploadError)):
+        return Trouble(error=_unavailable(request, str(failure)), again=False)
     if isinstance(failure, httpx.TimeoutException):
         return Trouble(error=_unavailable(request, "no answer in time"), again=False)
     if isinstance(failure, httpx.HTTPError):
@@ -122,7 +127,8 @@ def diagnose(failure: Exception, request: Request) -> Trouble:
 
 def _refused(answer: Answer, request: Request) -> Trouble:
     if answer.html or answer.status >= 500 or answer.status in _UNAVAILABLE:
-        return Trouble(error=_unavailable(request, str(answer)), again=True, retry_after=answer.retry_after)
+        error = _unavailable(request, str(answer), retry_after=answer.retry_after)
+        return Trouble(error=error, again=True, retry_after=answer.retry_after)
     return Trouble(error=_meaning(answer, request), again=False)
 
 
@@ -147,10 +153,25 @@ def _meaning(answer: Answer, request: Request) -> BridgeError:
     return UnexpectedAnswerError(store, operation, str(answer))
 
 
-def _unavailable(request: Request, reason: str) -> StoreUnavailableError:
-    return StoreUnavailableError(request.store, request.operation, reason)
+def _unavailable(request: Request, reason: str, *, retry_after: timedelta | None = None) -> StoreUnavailableError:
+    return StoreUnavailableError(request.store, request.operation, reason, retry_after=retry_after)
 
 
-def _retry_after(header: str) -> timedelta | None:
-    """The seconds form of Retry-After (RFC 9110, section 10.2.3); the date form is rare and ignored."""
-    return timedelta(seconds=int(header)) if header.isascii() and header.isdigit() and len(header) <= 6 else None
+def _retry_after(headers: httpx.Headers) -> timedelta | None:
+    """Retry-After (RFC 9110, section 10.2.3): seconds, or a date, held against the server's own where it says it."""
+    header = headers.get("retry-after", "")
+    if header.isascii() and header.isdigit():
+        return timedelta(seconds=int(header)) if len(header) <= _SECONDS_DIGITS else None
+    until = _date(header)
+    if until is None:
+        return None
+    return max(timedelta(0), until - (_date(headers.get("date", "")) or datetime.now(timezone.utc)))
+
+
+def _date(text: str) -> datetime | None:
+    """A date of HTTP (RFC 9110, section 5.6.7), in any of its three forms; it is always in UTC."""
+    try:
+        found = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=timezone.utc)

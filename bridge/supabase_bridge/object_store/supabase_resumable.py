@@ -42,7 +42,8 @@ def upload_resumable(
 
     A broken connection is taken up where it broke, and so is the upload that `claim` remembers, in this process or an
     earlier one: what has arrived is read from the disk for its hash only. TRIES failures in a row without a further
-    byte accepted are the end of it; the claim then still knows where to go on.
+    byte accepted are the end of it, and so are breaks and stalls that in all take longer than `Transport.patience`; the
+    claim then still knows where to go on.
 
     Args:
         progress: Called once for each byte, those of an earlier process included.
@@ -51,7 +52,7 @@ def upload_resumable(
         LocalFileError: the file cannot be read, or became shorter.
         CorruptObjectError: the bytes do not have the SHA-256 of `options`.
         ObjectTooLargeError: the bucket does not take objects of this size.
-        StoreUnavailableError: the connection broke too often.
+        StoreUnavailableError: the connection broke too often, or was too slow.
     """
     with hashed_file(path, Meter(progress), options) as file:
         _Upload(transport, key, file, options, claim).run()
@@ -146,6 +147,7 @@ class _Upload:
         self._request = self._creation.request
         self._url = claim.url if claim.url is not None and self._creation.is_ours(claim.url) else None
         self._furthest = 0
+        self._patience = transport.patience()
 
     def run(self) -> None:
         """Send until all has arrived."""
@@ -161,7 +163,8 @@ class _Upload:
                 failures = 1 if progressed else failures + 1
                 trouble = self._trouble(failure)
                 stalled = progressed and isinstance(failure, httpx.TimeoutException)
-                if failures >= TRIES or not (trouble.again or stalled):
+                exhausted = failures >= TRIES or self._patience.left() <= 0
+                if exhausted or not (trouble.again or stalled):
                     raise trouble.error from failure
             self._transport.wait(self._request, trouble, tried=failures)
 
@@ -181,14 +184,19 @@ class _Upload:
             if not offset < accepted <= stop:
                 raise ValueError(f"offset {accepted} after sending the bytes from {offset} to {stop}")
             offset = accepted
-            self._furthest = max(self._furthest, offset)
+            self._reached(offset)
+
+    def _reached(self, offset: int) -> None:
+        """Note how far the upload has come."""
+        self._patience.moved(max(0, offset - self._furthest))
+        self._furthest = max(self._furthest, offset)
 
     def _where_to_go_on(self, http: httpx.Client) -> tuple[str, int]:
         """The upload's URL and offset: of the one under way if it is still there and ours, else of a new one."""
         if self._url is not None:
             offset = self._offset(http, self._url)
             if offset is not None:
-                self._furthest = max(self._furthest, offset)
+                self._reached(offset)
                 return self._url, offset
             _logger.info("An upload starts again", extra={"key": self._key})
             self._url = None

@@ -5,19 +5,19 @@ from __future__ import annotations
 import copy
 import logging
 import random
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import cache
 from typing import TypeVar
 from urllib.parse import quote
 
 import httpx
 from storage3 import SyncStorageClient
 
-from supabase_bridge.errors import AccessDeniedError, SettingsError
+from supabase_bridge.errors import AccessDeniedError
+from supabase_bridge.object_store.bounded_transport import BoundedTransport
+from supabase_bridge.object_store.patience import Patience
 from supabase_bridge.object_store.sealing import Sealer
 from supabase_bridge.object_store.supabase_errors import (
     FAILURES,
@@ -129,6 +129,10 @@ class Transport:
         _logger.info("Supabase Storage will be asked again", extra=facts)
         self._pause(seconds)
 
+    def patience(self) -> Patience:
+        """With what is taken up again and again: as long as TRIES silent answers, and what its bytes need."""
+        return Patience(TRIES * self._timeout)
+
     def close(self) -> None:
         """Close the pooled connections."""
         with self._lock:
@@ -140,18 +144,13 @@ class Transport:
         if not (key.isascii() and key.isprintable() and key and " " not in key):
             # The HTTP library would refuse it too, and print it while doing so.
             raise AccessDeniedError(self.name, "connecting", "the key has characters that no key has")
-        try:
-            return httpx.Client(
-                headers={"apikey": key, "authorization": f"Bearer {key}"},
-                timeout=httpx.Timeout(self._timeout.total_seconds()),
-                verify=_tls(),
-                follow_redirects=False,
-                event_hooks={"response": [self._check]},
-            )
-        except OSError as error:
-            raise SettingsError("SSL_CERT_FILE", f"certificates cannot be read: {error.strerror}") from error
-        except (httpx.InvalidURL, ValueError) as error:
-            raise SettingsError("SUPABASE_URL", "it, or a proxy variable, cannot be connected to") from error
+        return httpx.Client(
+            headers={"apikey": key, "authorization": f"Bearer {key}"},
+            timeout=httpx.Timeout(self._timeout.total_seconds()),
+            transport=BoundedTransport(self._timeout),
+            follow_redirects=False,
+            event_hooks={"response": [self._check]},
+        )
 
     def _check(self, response: httpx.Response) -> None:
         """Stop at every answer that is no success, before storage3 loses its `code`."""
@@ -163,9 +162,3 @@ class Transport:
             if len(body) > _REFUSAL_LIMIT_BYTES:
                 break
         raise RefusalError(read_answer(response, body, secret=self._key.reveal()))
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    """Reading the certificate authorities takes longer than most requests, so it is done once."""
-    return httpx.create_ssl_context()
