@@ -1,10 +1,10 @@
-"""What a gate adds to a stage transition: our registry store with and without criteria, on SQLite.
+"""What a gate adds to a stage transition: our registry store with and without criteria.
 
-    python -m benchmarks.gate [--rounds 400] [--limit-ms 5]
+    python -m benchmarks.gate [--database postgresql] [--history 10000] [--rounds 400] [--limit-ms 5]
 
 Each transition to Production is judged by three criteria, one of them against the current version, in a model with a
-history. The two take turns, so that what else the machine does strikes both alike. Exit code 1: the difference of the
-medians is above the limit.
+history: promotions of other versions, which a worker has carried out. The two take turns, so that what else the machine
+does strikes both alike. Exit code 1: the difference of the medians is above the limit.
 """
 
 from __future__ import annotations
@@ -18,30 +18,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
 from mlflow.entities import Metric
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+from benchmarks.registries import DATABASES, database_server
 from mlflow_supabase import capture
 from mlflow_supabase.gate import TransitionGate
 from mlflow_supabase.registry_store import build
 from supabase_bridge.config import Settings
 from supabase_bridge.gates import Gate, parse_gate
+from supabase_bridge.outbox.events import EventState
+from supabase_bridge.outbox.tables import OUTBOX
 
 MODEL = "two_tower"
 CRITERIA = ("recall@20 >= 0.65", "0.2 <= ctr <= 0.4", "recall@20 not worse than current by more than 0.01")
 METRICS = {"recall_at_20": 0.7, "ctr": 0.3, "auc": 0.9}
 WARM_UP = 20
-HISTORY = 200
+EARLIER = (3, 4)
+"""The versions of the history; 1 and 2 are those that are judged."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
+    parser.add_argument("--database", choices=DATABASES, default="sqlite")
+    parser.add_argument("--history", type=int, default=10_000, help="events of the model before (default: 10,000)")
     parser.add_argument("--rounds", type=int, default=400, help="transitions of each store (default: 400)")
     parser.add_argument("--limit-ms", type=float, default=5.0, help="highest difference that passes (default: 5)")
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as directory:
-        plain = _store(f"sqlite:///{Path(directory, 'plain.db')}", Gate())
-        gated = _store(f"sqlite:///{Path(directory, 'gated.db')}", parse_gate({"criteria": list(CRITERIA)}))
+    with tempfile.TemporaryDirectory() as directory, database_server(options.database) as server:
+        files = [f"sqlite:///{Path(directory, name)}" for name in ("plain.db", "gated.db")]
+        urls = files if server is None else [server.create() for _ in files]
+        plain = _store(urls[0], Gate(), history=options.history)
+        gated = _store(urls[1], parse_gate({"criteria": list(CRITERIA)}), history=options.history)
         plain_ms, gated_ms = _medians_ms([plain, gated], rounds=options.rounds)
         verdict = gated.get_model_version(MODEL, 1).tags.get("supabase.verdict", "none")
         for store in (plain, gated):
@@ -49,28 +58,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     assert verdict.startswith("Production: passed"), verdict
     added_ms = gated_ms - plain_ms
     print(
-        f"transition on SQLite: without criteria {plain_ms:.2f} ms, with {len(CRITERIA)} criteria {gated_ms:.2f} ms, "
-        f"added {added_ms:.2f} ms (limit {options.limit_ms:.2f} ms)"
+        f"transition on {options.database} after {options.history} events: without criteria {plain_ms:.2f} ms, "
+        f"with {len(CRITERIA)} criteria {gated_ms:.2f} ms, added {added_ms:.2f} ms (limit {options.limit_ms:.2f} ms)"
     )
     return int(added_ms > options.limit_ms)
 
 
-def _store(url: str, gate: Gate) -> Any:
-    """A registry with two versions that have runs, and a history of promotions."""
+def _store(url: str, gate: Gate, *, history: int) -> Any:
+    """A registry with versions that have runs, and a history of promotions."""
     store: Any = build(f"supabase+{url}")
     tracking: Any = SqlAlchemyStore(url, "/nowhere")
     store.create_registered_model(MODEL)
-    for _ in range(2):
+    for _ in range(2 + len(EARLIER)):
         run_id = tracking.create_run("0", "ada", 0, [], "training").info.run_id
         for name, value in METRICS.items():
             tracking.log_metric(run_id, Metric(name, value, 0, 0))
         store.create_model_version(MODEL, "s3://bucket/model", run_id)
     tracking.engine.dispose()
-    for number in range(HISTORY):
-        store.transition_model_version_stage(MODEL, 1 + number % 2, "Production", archive_existing_versions=False)
+    for version in EARLIER:
+        store.transition_model_version_stage(MODEL, version, "Production", archive_existing_versions=False)
+    _lengthen(store.engine, history)
     settings = replace(Settings(), gates={MODEL: gate})
     capture.watch(store.engine, TransitionGate(lambda: settings))
     return store
+
+
+def _lengthen(engine: sa.Engine, history: int) -> None:
+    """Repeat what the outbox has until it is so long; a worker has carried out all of it."""
+    with engine.begin() as connection:
+        rows = [dict(row._mapping) for row in connection.execute(OUTBOX.select().where(OUTBOX.c.version.in_(EARLIER)))]
+        for row in rows:
+            del row["id"]
+        more = [rows[number % len(rows)] for number in range(history - len(rows))]
+        if more:
+            connection.execute(OUTBOX.insert(), more)
+        connection.execute(OUTBOX.update().values(state=EventState.DONE.value, finished_ms=1))
 
 
 def _medians_ms(stores: Sequence[Any], *, rounds: int) -> list[float]:

@@ -1,7 +1,8 @@
 """A gate: the criteria that a version must meet before it is promoted, parsed and judged. Pure.
 
 A criterion is a line: `recall@20 >= 0.65`, `loss <= 0.4`, `0.2 <= ctr <= 0.4`, `recall@20 >= current - 0.01`, or, for a
-metric where more is better, `recall@20 not worse than current by more than 0.01`. docs/gate.md has them all.
+metric where more is better, `recall@20 not worse than current by more than 0.01`; `(lower is better)` behind that turns
+it round. docs/gate.md has them all.
 
 Source: the release specification, section 3, step 2.
 """
@@ -21,7 +22,7 @@ CRITERION_TAG = "supabase.gate."
 _TEXT_LIMIT = 300
 _FORMS = (
     "a criterion is 'METRIC >= NUMBER' (or <=, >, <), 'NUMBER <= METRIC <= NUMBER', 'METRIC >= current - NUMBER' or "
-    "'METRIC not worse than current by more than NUMBER'"
+    "'METRIC not worse than current by more than NUMBER', with '(lower is better)' behind it where less is better"
 )
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _METRIC = r"[^<>=,]*[^<>=,\s]"
@@ -32,7 +33,10 @@ _BOUND = re.compile(
     rf"(?P<metric>{_METRIC})\s*(?P<sign>[<>]=?)\s*"
     rf"(?:(?P<limit>{_NUMBER})|(?P<current>current)(?:\s*(?P<side>[+-])\s*(?P<margin>{_NUMBER}))?)"
 )
-_NOT_WORSE = re.compile(rf"(?P<metric>{_METRIC})\s+not worse than current by more than\s+(?P<margin>{_NUMBER})")
+_NOT_WORSE = re.compile(
+    rf"(?P<metric>{_METRIC})\s+not worse than current by more than\s+(?P<margin>{_NUMBER})"
+    r"(?:\s*(?P<better>\((?:higher|lower) is better\)))?"
+)
 _OPPOSITE = {">=": "<", "<=": ">", ">": "<=", "<": ">="}
 
 
@@ -60,7 +64,7 @@ class Bound:
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """What one metric must be; `text` is the criterion as somebody wrote it."""
+    """What one metric must be; `text` is the criterion as somebody wrote it, with the direction that was left out."""
 
     metric: str
     bounds: tuple[Bound, ...]
@@ -161,7 +165,9 @@ def parse_criterion(text: str) -> Criterion:
         margin = _number(text, found["margin"])
         if margin < 0:
             raise InvalidGateError(text, "the margin is negative")
-        bounds = (Bound(sign=">=", limit=-margin, relative=True),)
+        lower = found["better"] == "(lower is better)"
+        bounds = (Bound(sign="<=" if lower else ">=", limit=margin if lower else -margin, relative=True),)
+        line += "" if found["better"] else " (higher is better)"
     elif found := _BOUND.fullmatch(line):
         margin = _number(text, found["margin"] or "0") * (-1 if found["side"] == "-" else 1)
         relative = found["current"] is not None

@@ -62,7 +62,7 @@ def examine(path: Path, dimensions: Dimensions) -> None:
     _check_versions(path.name, graph)
     onnx_file.check(path)
     _compare_inputs(path.name, graph.tensors.inputs, dimensions)
-    _compare_outputs(path.name, graph.tensors.outputs, dimensions)
+    _compare_outputs(path.name, graph.tensors, dimensions)
     _try(path, graph.tensors, dimensions)
 
 
@@ -108,7 +108,7 @@ def _compare_inputs(name: str, inputs: Sequence[Tensor], dimensions: Dimensions)
     """
     sides = {"user": dimensions.user_feature_dim, "item": dimensions.item_feature_dim}
     by_side = {side: [tensor for tensor in inputs if side in tensor.name.lower()] for side in sides}
-    if inputs and not any(by_side.values()):
+    if inputs and not _has_towers(inputs):
         return
     for side, size in sides.items():
         if size is None:
@@ -121,14 +121,36 @@ def _compare_inputs(name: str, inputs: Sequence[Tensor], dimensions: Dimensions)
             raise ModelCheckError(name, f"model_meta.json has {side}_feature_dim {size}, and the graph takes {found}")
 
 
-def _compare_outputs(name: str, outputs: Sequence[Tensor], dimensions: Dimensions) -> None:
-    """Hold the outputs with "embed" in their names against the dimensions."""
+def _has_towers(inputs: Sequence[Tensor]) -> bool:
+    return any(side in tensor.name.lower() for tensor in inputs for side in ("user", "item"))
+
+
+def _compare_outputs(name: str, tensors: Tensors, dimensions: Dimensions) -> None:
+    """Hold the outputs with "embed" in their names against the dimensions.
+
+    Where none has, one output of a two-tower graph must be as wide as an embedding all the same.
+    """
     size = dimensions.embedding_dim
-    for tensor in outputs:
+    _require_embedding(name, tensors, [tensor.shape for tensor in tensors.outputs], dimensions)
+    for tensor in tensors.outputs:
         if size is not None and "embed" in tensor.name.lower() and not _may_be(tensor.shape, size):
             raise ModelCheckError(
                 name, f"model_meta.json has embedding_dim {size}, and the graph gives {_listed([tensor])}"
             )
+
+
+def _require_embedding(name: str, tensors: Tensors, shapes: Sequence[Sequence[int]], dimensions: Dimensions) -> None:
+    """See that one of a two-tower graph's outputs may be an embedding where no name says which.
+
+    Args:
+        shapes: The outputs', declared or measured.
+    """
+    size, outputs = dimensions.embedding_dim, tensors.outputs
+    if size is None or not _has_towers(tensors.inputs) or any("embed" in tensor.name.lower() for tensor in outputs):
+        return
+    if not any(_may_be(shape, size) for shape in shapes):
+        problem = f"model_meta.json has embedding_dim {size}, and no output of the graph has that size"
+        raise ModelCheckError(name, f"{problem} (outputs: {_listed(outputs)})")
 
 
 def _may_be(shape: Sequence[int], size: int) -> bool:
@@ -224,6 +246,8 @@ def _sizes_by_name(inputs: Sequence[_Input], size: int) -> Mapping[str, int]:
 def _check_results(
     name: str, tensors: Tensors, results: Sequence[Any], dimensions: Dimensions, sizes: Mapping[str, int]
 ) -> None:
+    measured = [getattr(result, "shape", ()) for result in results]
+    _require_embedding(name, tensors, measured, dimensions)
     for tensor, result in zip(tensors.outputs, results, strict=True):
         if not isinstance(result, np.ndarray) or tensor.dtype is None:
             continue

@@ -16,12 +16,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from supabase_bridge.arrival_gate import ArrivalGate
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import BucketNotFoundError, InvalidChannelError, RegistryUnavailableError
 from supabase_bridge.layout import META_NAME, ChannelKeys, check_channel
 from supabase_bridge.object_store import ObjectInfo, ObjectStore
 from supabase_bridge.outbox import duties
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, EventKind, NewEvent
+from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.reconcile_channels import agrees, is_unchanged, promote_again, restore, used_channels
 from supabase_bridge.reconcile_findings import Finding, FindingKind, Remedy
 from supabase_bridge.reconcile_registry import find_unrecorded, record_unrecorded
@@ -37,6 +39,7 @@ from supabase_bridge.reconcile_releases import (
 )
 from supabase_bridge.reconcile_repeat import hindrance, record_again
 from supabase_bridge.reconcile_sweep import sweep_remembered_uploads, sweep_temporary_keys
+from supabase_bridge.registry import Registry
 from supabase_bridge.registry_tables import RegistryTables
 from supabase_bridge.signing import UNSEALED, Seal
 
@@ -63,6 +66,7 @@ class Reconciler:
     """Looks for what no event said. Idempotent; safe beside workers, servers and other passes.
 
     Attributes:
+        registry: What versions must meet is asked there, and shown there.
         open_store: From a bucket's name to its object store.
         seal: Whose log entries are believed; by default signatures are off.
         seen: Manifests that were found to be as their logs say; see `is_unchanged`.
@@ -71,6 +75,7 @@ class Reconciler:
     settings: Settings
     engine: Engine
     tables: RegistryTables
+    registry: Registry
     open_store: Callable[[str], ObjectStore]
     seal: Seal = UNSEALED
     seen: MutableMapping[str, str] = field(default_factory=dict)
@@ -91,13 +96,14 @@ class Reconciler:
             raise RegistryUnavailableError("compare it with the outbox", str(error).split("\n")[0][:300]) from error
 
     def _run(self, now: datetime, depth: Depth, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
-        yield from self._registry(model, dry_run=dry_run)
+        gate = ArrivalGate(settings=self.settings, registry=self.registry, outbox=Outbox(self.engine), dry_run=dry_run)
+        yield from self._unrecorded(gate, model, dry_run=dry_run)
         before = now - self.settings.temporary_keys_age
         for workspace in (DEFAULT_WORKSPACE, *self.settings.workspaces):
             store = self.open_store(self.settings.bucket_of(workspace) or self.settings.bucket)
             try:
                 reported: set[str] = set()
-                for found in self._channels(store, workspace, model, dry_run=dry_run):
+                for found in self._channels(store, workspace, model, gate, dry_run=dry_run):
                     reported.add(found.subject)
                     yield found
                 for found in self._releases(store, workspace, model, depth, before, dry_run=dry_run):
@@ -110,21 +116,39 @@ class Reconciler:
         if model is None:
             yield from sweep_remembered_uploads(self.settings.home, before=before, dry_run=dry_run)
 
-    def _registry(self, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
-        would = (item.event for item in find_unrecorded(self.engine, self.tables, model=model))
-        for event in would if dry_run else record_unrecorded(self.engine, self.tables, model=model):
-            subject = event.model if event.version is None else f"{event.model} version {event.version}"
+    def _unrecorded(self, gate: ArrivalGate, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
+        would = self._recordable(gate, model) if dry_run else None
+        for event in would or record_unrecorded(self.engine, self.tables, model=model, gate=gate):
             yield Finding(
-                kind=FindingKind.UNRECORDED_CHANGE, subject=subject, detail=_change(event), remedy=Remedy.RECORDED
+                kind=FindingKind.UNRECORDED_CHANGE,
+                subject=_subject(event),
+                detail=_change(event),
+                remedy=Remedy.RECORDED,
+            )
+        for event, reason in gate.withheld.items():
+            yield Finding(
+                kind=FindingKind.FAILED_GATE,
+                subject=_subject(event),
+                detail=f"{_change(event)} is not carried out: {reason}",
+                remedy=Remedy.REPORTED,
             )
 
-    def _channels(self, store: ObjectStore, workspace: str, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
+    def _recordable(self, gate: ArrivalGate, model: str | None) -> Iterator[NewEvent]:
+        """What a pass that writes would record."""
+        for item in find_unrecorded(self.engine, self.tables, model=model):
+            gate.judge([item.event])
+            if gate.admits(item.event):
+                yield item.event
+
+    def _channels(
+        self, store: ObjectStore, workspace: str, model: str | None, gate: ArrivalGate, *, dry_run: bool
+    ) -> Iterator[Finding]:
         for used in used_channels(self.engine, self.tables, workspace=workspace, model=model):
             if is_unchanged(store, used.keys, self.seen):
                 continue
             found = restore(store, used.keys, self.seen, seal=self.seal, dry_run=dry_run)
             if found is None:
-                found = promote_again(self.engine, store, used, self.settings, seal=self.seal, dry_run=dry_run)
+                found = promote_again(self.engine, store, used, self.settings, gate, seal=self.seal, dry_run=dry_run)
             if found is not None:
                 yield found
 
@@ -264,6 +288,10 @@ class _ReleaseCheck:
             return None
         detail = "it has no model_meta.json, so it is no release, and no version says that it is its own"
         return Finding(kind=FindingKind.UNCLAIMED_FOLDER, subject=folder.path, detail=detail, remedy=Remedy.REPORTED)
+
+
+def _subject(event: NewEvent) -> str:
+    return event.model if event.version is None else f"{event.model} version {event.version}"
 
 
 def _change(event: NewEvent) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from supabase_bridge.arrival_gate import ArrivalGate
 from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.config import Settings
 from supabase_bridge.documents import LIMIT_BYTES
@@ -113,7 +114,14 @@ def restore(
 
 
 def promote_again(
-    engine: Engine, store: ObjectStore, used: UsedChannel, settings: Settings, *, seal: Seal, dry_run: bool
+    engine: Engine,
+    store: ObjectStore,
+    used: UsedChannel,
+    settings: Settings,
+    gate: ArrivalGate,
+    *,
+    seal: Seal,
+    dry_run: bool,
 ) -> Finding | None:
     """Record the promotion of the version that is current, where neither manifest nor log is there any more."""
     state = ChannelLog(store, used.keys, seal).look()
@@ -131,6 +139,11 @@ def promote_again(
         stage=used.stage,
         previous_stage=used.stage,
     )
+    # That it was current is what its tags say, and anybody may write those.
+    gate.judge([event])
+    if not gate.admits(event):
+        said = f"{detail}, and does not pass its gate: {gate.withheld.get(event, 'it is gone')}"
+        return _finding(FindingKind.DAMAGED_LOG, used.keys, said, Remedy.REPORTED)
     if dry_run:
         with engine.connect() as connection:
             reason = hindrance(connection, event)

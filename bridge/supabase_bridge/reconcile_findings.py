@@ -10,6 +10,7 @@ class FindingKind(str, Enum):
     """What was not as it should be."""
 
     UNRECORDED_CHANGE = "unrecorded_change"
+    FAILED_GATE = "failed_gate"
     INCOMPLETE_RELEASE = "incomplete_release"
     MANIFEST_DIFFERS = "manifest_differs"
     DAMAGED_LOG = "damaged_log"

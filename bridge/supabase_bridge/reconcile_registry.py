@@ -8,12 +8,13 @@ the changed rows and then looks sees both or neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from supabase_bridge.arrival_gate import ArrivalGate
 from supabase_bridge.outbox import duties
 from supabase_bridge.outbox.events import EventKind, NewEvent
 from supabase_bridge.outbox.schema import append, retire_model
@@ -49,40 +50,53 @@ def find_unrecorded(engine: Engine, tables: RegistryTables, *, model: str | None
                 yield from search.events(page)
 
 
-def record_unrecorded(engine: Engine, tables: RegistryTables, *, model: str | None = None) -> Iterator[NewEvent]:
+def record_unrecorded(
+    engine: Engine, tables: RegistryTables, *, model: str | None = None, gate: ArrivalGate | None = None
+) -> Iterator[NewEvent]:
     """Record every event that is missing, in batches; each is given back once it is committed.
 
     Of versions that came to one stage unseen, the highest is recorded last and so becomes current: MLflow too resolves
     `models:/name/Production` to the highest version, and nobody can tell any more in which order people moved them.
+
+    Args:
+        gate: Withholds arrivals that fail; each is found again by the next pass.
     """
     duties.ensure(engine, duties.RECONCILE)
     for search in _SEARCHES:
-        query = search.query(tables, model).limit(_BATCH)
         while True:
+            # What is withheld is found again and again: it differs still.
+            known = 0 if gate is None else len(gate.withheld)
+            query = search.query(tables, model).limit(_BATCH + known)
             with engine.begin() as connection:
                 candidates = connection.execute(query).all()
+            if gate is not None:
+                # Here, where no transaction waits for MLflow's answers.
+                gate.judge(item.event for item in search.events(candidates))
             if not candidates:
                 break
             with engine.begin() as connection:
-                recorded = _record(connection, tables, search, candidates, model)
+                recorded = _record(connection, tables, search, candidates, model, _admits(gate))
             yield from recorded
-            if not recorded:
-                break  # Others hold what is left; the next pass looks again.
+            if not recorded and (gate is None or len(gate.withheld) == known):
+                break  # Others hold what is left, or it is withheld; the next pass looks again.
 
 
-def record_in(connection: Connection, tables: RegistryTables, *, in_order_of_time: bool) -> list[NewEvent]:
+def record_in(
+    connection: Connection, tables: RegistryTables, *, in_order_of_time: bool, admits: Callable[[NewEvent], bool]
+) -> list[NewEvent]:
     """Record every event that is missing, in the transaction of `connection`, which alone writes these tables.
 
     Args:
         in_order_of_time: Of versions that came to one stage unseen, the one that changed last came last, not the
             highest: where the time of their last change is that of the transition.
+        admits: Whether an event may be recorded; one that may not is missing still.
     """
     recorded: list[NewEvent] = []
     for search in _SEARCHES:
         rows = connection.execute(search.query(tables, None)).all()
         if in_order_of_time:
             rows = sorted(rows, key=lambda row: row._mapping.get("changed_ms") or 0)
-        recorded += _append(connection, search.events(rows))
+        recorded += _append(connection, search.events(rows), admits)
     return recorded
 
 
@@ -95,16 +109,21 @@ class _Search:
 
 
 def _record(
-    connection: Connection, tables: RegistryTables, search: _Search, candidates: Sequence[Any], model: str | None
+    connection: Connection,
+    tables: RegistryTables,
+    search: _Search,
+    candidates: Sequence[Any],
+    model: str | None,
+    admits: Callable[[NewEvent], bool],
 ) -> list[NewEvent]:
     """Record what is still missing of the candidates whose rows nobody else is changing at this moment."""
     duties.lock(connection, duties.RECONCILE)
     held = {(row.workspace, row.model, row.version) for row in candidates}
     if tables.rows is not None and connection.dialect.name != "sqlite":
         held = _held(connection, tables, held)
-    query = search.query(tables, model).limit(_BATCH)
+    query = search.query(tables, model).limit(len(candidates))
     rows = [row for row in connection.execute(query) if (row.workspace, row.model, row.version) in held]
-    return _append(connection, search.events(rows))
+    return _append(connection, search.events(rows), admits)
 
 
 def _held(connection: Connection, tables: RegistryTables, wanted: set[Any]) -> set[Any]:
@@ -118,12 +137,29 @@ def _held(connection: Connection, tables: RegistryTables, wanted: set[Any]) -> s
     return {key for key in wanted if key[2] is None or key[-len(columns) :] in locked}
 
 
-def _append(connection: Connection, missing: Sequence[Unrecorded]) -> list[NewEvent]:
+def _admits(gate: ArrivalGate | None) -> Callable[[NewEvent], bool]:
+    return (lambda _: True) if gate is None else gate.admits
+
+
+def _append(
+    connection: Connection, missing: Sequence[Unrecorded], admits: Callable[[NewEvent], bool]
+) -> list[NewEvent]:
+    recorded: list[NewEvent] = []
+    withheld: set[tuple[str, str, int | None]] = set()
     for item in missing:
-        if item.event.kind is EventKind.MODEL_DELETED:
-            retire_model(connection, workspace=item.event.workspace, model=item.event.model)
-        append(connection, item.event, changed_ms=item.changed_ms)
-    return [item.event for item in missing]
+        event = item.event
+        about = (event.workspace, event.model, event.version)
+        if not admits(event):
+            withheld.add(about)
+            continue
+        if event.kind is EventKind.VERSION_CREATED and about in withheld:
+            # It is mirrored; that it came to its stage is not said, and so is found again.
+            event = replace(event, stage=NO_STAGE)
+        if event.kind is EventKind.MODEL_DELETED:
+            retire_model(connection, workspace=event.workspace, model=event.model)
+        append(connection, event, changed_ms=item.changed_ms)
+        recorded.append(event)
+    return recorded
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -86,6 +86,11 @@ class Registry:
         found = self._search(f"name = {_quoted(model)} and tags.`supabase.run_id` = {_quoted(run_id)}", workspace)
         return [item.version for item in found]
 
+    def metrics(self, run_id: str, workspace: str = DEFAULT_WORKSPACE) -> Mapping[str, float]:
+        """The newest value of each metric of a run."""
+        with mlflow_errors(f"read run {run_id}", workspace):
+            return dict(self.client.get_run(run_id).data.metrics)
+
     def model_tags(self, model: str, workspace: str = DEFAULT_WORKSPACE) -> Mapping[str, str]:
         """A registered model's tags.
 

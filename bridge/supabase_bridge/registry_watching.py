@@ -80,7 +80,7 @@ def watching(
             seal=seal,
             tables=lambda _: watched_tables(),
         )
-        yield Watching(watch=RegistryWatch(registry, engine), runtime=runtime)
+        yield Watching(watch=RegistryWatch(registry, outbox, settings), runtime=runtime)
     finally:
         stores.close()
         engine.dispose()

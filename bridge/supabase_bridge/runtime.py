@@ -117,7 +117,14 @@ class Runtime:
         """
         engine = self.outbox.engine
         tables = replace(self.tables(engine), workspaces=(DEFAULT_WORKSPACE, *self.settings.workspaces))
-        return Reconciler(settings=self.settings, engine=engine, tables=tables, open_store=open_store, seal=self.seal)
+        return Reconciler(
+            settings=self.settings,
+            engine=engine,
+            tables=tables,
+            registry=self.registry,
+            open_store=open_store,
+            seal=self.seal,
+        )
 
     def _remove_finished(self, stop: threading.Event) -> None:
         """Remove what was finished long ago, in batches, each followed by a pause for whoever else writes."""

@@ -17,6 +17,7 @@ VERDICT_TAG = "supabase.verdict"
 """What a gate said; `supabase.gate` is the registered model's tag that steers one."""
 CHANNEL_TAG = "supabase.channel."
 CURRENT = "current since "
+_UNREFUSED = "MLflow could not be made to refuse it, because the change did not go through the bridge's plugin"
 
 
 class Status(str, Enum):
@@ -32,6 +33,8 @@ class Status(str, Enum):
 
 def mirrored(tags: Mapping[str, str]) -> Tags:
     """A release is complete; one that is or was current stays so."""
+    if tags.get(ERROR_TAG, "").endswith(_UNREFUSED):
+        return {NOTE_TAG: None}  # What its gate said of an arrival still holds.
     keeps = tags.get(STATUS_TAG) in {Status.ACTIVE.value, Status.SUPERSEDED.value}
     status = tags.get(STATUS_TAG) if keeps else Status.MIRRORED.value
     return {STATUS_TAG: status, ERROR_TAG: None, NOTE_TAG: None}
@@ -40,6 +43,18 @@ def mirrored(tags: Mapping[str, str]) -> Tags:
 def promotion_verdict(target: str, said: str) -> tuple[str, str]:
     """The tag that says what the gate said when a version was promoted."""
     return VERDICT_TAG, f"{target}: {said}"
+
+
+def withheld(tags: Mapping[str, str], target: str, said: str, *, channel: str) -> Tags:
+    """A version came to a gated channel past the plugin, fails, and is not made current there.
+
+    Args:
+        target: The stage, or the alias, that it got.
+        said: The gate's verdict.
+    """
+    name, verdict = promotion_verdict(target, said)
+    reason = f"{channel} does not follow: at {target} the version {said[:1_500]}; {_UNREFUSED}"
+    return {name: verdict, **failed(tags, reason, retrying=False, rejected=True)}
 
 
 def activated(entry: Manifest) -> Tags:

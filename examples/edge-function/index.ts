@@ -14,6 +14,8 @@ Deno.serve(async () => {
       key: Deno.env.get("SUPABASE_ANON_KEY"),
       model: "two_tower",
       trustedKeys: [Deno.env.get("MODEL_TRUSTED_KEY") ?? ""],
+      // Confirm the manifest by a switch or `supabase-bridge keys sign-manifest` at least that often, or this refuses it.
+      maxAgeSeconds: Number(Deno.env.get("MODEL_MAX_AGE_SECONDS") ?? 30 * 86_400),
       previous: release,
     });
     if (found.runId !== release?.runId) meta = JSON.parse(new TextDecoder().decode(await fetchFile(found, "model_meta.json")));

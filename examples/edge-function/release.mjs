@@ -185,9 +185,28 @@ async function refusal(response, key) {
   return new ReleaseError("denied", `${key}: HTTP ${status}; check the key and the bucket's policy`);
 }
 
+// Whether an object of a valid JSON text has a name twice: JSON.parse keeps the last, another reader may keep the first.
+function namesTwice(text) {
+  const open = [];
+  let before = "";
+  for (const [token] of text.matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\]:,]/g)) {
+    if (token === "{" || token === "[") open.push(new Set());
+    else if (token === "}" || token === "]") open.pop();
+    else if (token === ":") {
+      const name = JSON.parse(before);
+      if (open.at(-1).has(name)) return true;
+      open.at(-1).add(name);
+    }
+    before = token;
+  }
+  return false;
+}
+
 function parse(bytes) {
   try {
-    const value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    const value = JSON.parse(text);
+    if (namesTwice(text)) throw new Error("a name comes twice");
     if (value === null || typeof value !== "object" || Array.isArray(value)) throw new Error("no object");
     let level = [value];
     for (let depth = 0; level.length > 0; depth += 1) {

@@ -93,7 +93,7 @@ def test_endless_headers_are_not_read() -> None:
         talk.send(b"HTTP/1.1 200 OK\r\n")
         talk.endlessly(b"X-More: " + b"a" * 1000 + b"\r\n")
 
-    refused(script, BridgeError)
+    refused(script, StoreUnavailableError)
 
 
 def test_an_endless_manifest_is_read_no_further_than_its_bound() -> None:
@@ -323,7 +323,7 @@ def test_a_file_with_other_bytes_is_not_kept(tmp_path: Path) -> None:
 
 def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
-    _pull(lambda talk: talk.send(answer(bomb, headers="Content-Encoding: gzip\r\n")), BridgeError, tmp_path)
+    _pull(lambda talk: talk.send(answer(bomb, headers="Content-Encoding: gzip\r\n")), UnexpectedAnswerError, tmp_path)
 
 
 def test_a_file_that_is_redirected_is_not_followed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -21,7 +22,7 @@ from supabase_bridge.onnx_file import Tensors
 from supabase_bridge.python_environment import requirements
 from supabase_bridge.release_files import parse_path
 from supabase_bridge.trust import check_paths
-from tests.attacks.fuzzing import fuzzed, json_value, junk, mixed, text
+from tests.attacks.fuzzing import JUNK, fuzzed, json_value, junk, mixed, text
 
 MESSAGE_LIMIT = 1_000
 KEYS = ReleaseKeys(model_key="two_tower", run_id=RunId.parse("20251031T093831Z"))
@@ -69,6 +70,28 @@ def test_any_bytes_are_a_json_object_or_an_error_of_ours(data: bytes) -> None:
     ours(lambda: parse_object(data, "x"))
     for kind in documents:
         ours(lambda kind=kind: kind.parse(data))  # type: ignore[misc]  # mypy cannot infer a lambda's default
+
+
+PARSERS: dict[str, Callable[[bytes], object]] = {
+    "object": lambda data: parse_object(data, "x"),
+    **{kind.__name__: kind.parse for kind in documents},
+    "requirements": lambda data: requirements(data, ()),
+    "path": lambda data: parse_path(data.decode("latin-1")),
+}
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("data", [*JUNK, b"[" + b"0," * 200_000 + b"0]", b'{"metrics": {' + b'"\\u0000": ' * 50_000])
+def test_no_parser_takes_more_memory_than_the_size_of_its_input_allows(parser: str, data: bytes) -> None:
+    """200 bytes for each byte: small objects in Python take dozens, and a message may quote what it is about."""
+    ours(lambda: PARSERS[parser](data))  # What is made once is there.
+    tracemalloc.start()
+    try:
+        ours(lambda: PARSERS[parser](data))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes <= 1_000_000 + 200 * len(data)
 
 
 @fuzzed()

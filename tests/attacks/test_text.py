@@ -12,7 +12,7 @@ import pytest
 
 from supabase_bridge.cli.logs import configure_logging
 from supabase_bridge.cli.terminal import LINE_LIMIT
-from supabase_bridge.documents import LIMIT_BYTES, RELEASE_NOTES_LIMIT, Manifest, ModelMeta
+from supabase_bridge.documents import LIMIT_BYTES, RELEASE_NOTES_LIMIT, Manifest, Metrics, ModelMeta
 from supabase_bridge.errors import SourceUnusableError
 from supabase_bridge.outbox.events import EventState
 from tests.commands import Said, invoke
@@ -187,6 +187,37 @@ def test_metrics_of_more_than_a_megabyte_are_refused_before_anything_is_uploaded
     assert len(data) < LIMIT_BYTES
     directory_scene.promote(directory_scene.train(files={**model_files(), "metrics.json": data}))
     assert {handled.state for handled in directory_scene.work()} == {EventState.DEAD}
+    assert directory_scene.objects() == {}
+
+
+def test_hostile_metric_names_are_data_in_the_document_and_only_text_elsewhere(directory_scene: Scene) -> None:
+    """MLflow's client restricts the names of metrics; those in a metrics.json among the artifacts are anybody's."""
+    names = [*HOSTILE, SCRIPT, IMAGE, MARKDOWN_LINK, "auc\n\n## Findings\n\n- recall@20: 0.99", "x" * 5_000]
+    for value in (0.5, 0.6):
+        own = json.dumps({"metrics": dict.fromkeys(names, value)}).encode()
+        directory_scene.promote(directory_scene.train(files={**model_files(value), "metrics.json": own}))
+        assert {handled.state for handled in directory_scene.work()} == {EventState.DONE}
+    objects = directory_scene.objects(MODEL)
+    found = [Metrics.parse(data) for key, data in objects.items() if key.endswith("/metrics.json")]
+    assert [set(item.metrics) for item in found] == [set(names)] * 2
+    assert [set(item.baseline_diff or {}) for item in found] == [set(), set(names)]
+    for key, data in objects.items():
+        if key.endswith("/summary.md"):
+            text = data.decode()
+            assert steering(text) == set()
+            assert not set("<[]`*") & set(re.sub(r"\\(.)", "", text))
+            assert text.splitlines().count("## Findings") == 1
+    assert len(Manifest.parse(objects[f"{MODEL}/latest/manifest.json"]).release_notes or "") <= RELEASE_NOTES_LIMIT
+    said = invoke("status", "--home", directory_scene.settings.home, color=True)
+    assert steering(said.out + said.err) == set()
+    assert forged(said) == []
+
+
+def test_a_megabyte_of_a_metrics_name_is_refused_in_few_words(directory_scene: Scene) -> None:
+    own = json.dumps({"metrics": {"x" * 1_000_000: 0.5}}).encode()
+    version = directory_scene.train(files={**model_files(), "metrics.json": own})
+    assert {handled.state for handled in directory_scene.work()} == {EventState.DEAD}
+    assert len(directory_scene.tags(version)["error"]) <= 1_000
     assert directory_scene.objects() == {}
 
 

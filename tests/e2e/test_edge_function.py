@@ -20,6 +20,7 @@ from tests.requirements_on_machine import program
 from tests.simulators.hostile import answer, hostile
 from tests.simulators.storage import StorageSimulator
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 DRIVER = Path(__file__).with_name("edge_function_driver.mjs")
 ONNX = f"{MODEL}_{FIRST}.onnx"
 
@@ -98,6 +99,27 @@ def test_it_reads_every_way_a_consumer_may(project: Project, way: str) -> None:
         options |= {"url": None, "signed": {key: project.simulator.sign(BUCKET, key) for key in keys}}
     (said,) = project.drive({"fetch": ""}, **options)
     assert base64.b64decode(said["file"]) == project.bucket.files(FIRST)[ONNX]
+
+
+@pytest.mark.parametrize(
+    "twice", ['"sequence": 1, "seq\\u0075ence": 2', '"more": [{"a": "\\"", "b": {"c": 1}, "a": 2}]', '"a": {}, "a": []']
+)
+def test_a_name_that_comes_twice_is_refused_as_python_refuses_it(project: Project, twice: str) -> None:
+    whole = project.simulator.object_bytes(BUCKET, LATEST.manifest)
+    for more, said in ((twice, "malformed"), ('"a": [{"b": 1}, {"b": 1}], "b": "a:", "c": {"a": 1}', None)):
+        project.simulator.put_object(BUCKET, LATEST.manifest, b"{" + more.encode() + b"," + whole.lstrip()[1:])
+        assert project.drive(trustedKeys=[])[0].get("code") == said
+
+
+def test_the_golden_signed_manifest_is_believed_by_the_key_that_signed_it() -> None:
+    trusted = (GOLDEN / "signing_key.pem").read_text()
+    data = (GOLDEN / "manifest_signed.json").read_bytes()
+    with StorageSimulator() as simulator:
+        simulator.put_object(BUCKET, LATEST.manifest, data)
+        options = {"url": simulator.url, "key": simulator.service_key}
+        (said,) = drive({**options, "trustedKeys": [trusted]})
+        assert (said["runId"], said["signed"]) == (FIRST, True)
+        assert drive({**options, "trustedKeys": [pem(new_signer())]}) == [{"code": "unknown-key"}]
 
 
 def test_an_unchanged_manifest_costs_one_304(project: Project) -> None:

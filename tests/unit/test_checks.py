@@ -190,6 +190,24 @@ def test_an_embedding_of_another_size_is_rejected(tmp_path: Path) -> None:
     assert said == "model_meta.json has embedding_dim 256, and the graph gives 'user_embedding' [?, 2]"
 
 
+def renamed_outputs(*, embedding: int, known: bool) -> onnx.ModelProto:
+    """Towers whose outputs have names of other kinds."""
+    model = towers(embedding=embedding)
+    for node, output, name in zip(model.graph.node, model.graph.output, ["query", "document"], strict=True):
+        node.output[0] = output.name = name
+        if not known:
+            output.type.tensor_type.shape.dim[1].dim_param = "width"
+    return model
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_towers_whose_outputs_have_other_names_give_one_of_the_embeddings_size(tmp_path: Path, known: bool) -> None:
+    model = renamed_outputs(embedding=2, known=known)
+    run(tmp_path, model, embedding_dim=2)
+    said = rejected(tmp_path, model, embedding_dim=256)
+    assert said.startswith("model_meta.json has embedding_dim 256, and no output of the graph has that size (outputs: ")
+
+
 def test_an_embedding_is_measured_where_the_graph_leaves_its_size_open(tmp_path: Path) -> None:
     model = towers()
     for output in model.graph.output:

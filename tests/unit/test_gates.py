@@ -69,6 +69,30 @@ def test_a_value_is_held_against_the_current_versions(criterion: str, met: list[
     assert all(reason(criterion, value, V3) for value in failed)
 
 
+def test_not_worse_says_which_direction_is_better() -> None:
+    margin = "loss not worse than current by more than 0.01"
+    metrics = [{"loss": 0.4}, {"loss": 0.21}, {"loss": 0.05}]
+    found = [judge(gate(f"{margin} (lower is better)"), item, V3) for item in metrics]
+    assert [verdict.passed for verdict in found] == [False, True, True]
+    assert found[0].reason == "loss 0.400 > 0.21 (v3 has 0.200, + 0.01)"
+    # Without it, more is better, and the verdict says that it was judged so.
+    for written in (margin, f"{margin} (higher is better)"):
+        doubled, halved = (judge(gate(written), {"loss": value}, V3) for value in (0.4, 0.1))
+        assert str(doubled) == f"passed: loss 0.400 meets {margin} (higher is better)"
+        assert halved.reason == "loss 0.100 < 0.19 (v3 has 0.200, - 0.01)"
+
+
+def test_a_tag_can_say_the_direction_too() -> None:
+    found = with_tags(None, {"supabase.gate.loss": "not worse than current by more than 0.01 (lower is better), <= 1"})
+    assert [judge(found, {"loss": value}, V3).passed for value in (0.4, 0.2)] == [False, True]
+
+
+@pytest.mark.parametrize("direction", ["(less is better)", "lower is better", "(lower)"])
+def test_a_direction_in_other_words_is_refused(direction: str) -> None:
+    with pytest.raises(InvalidGateError):
+        parse_criterion(f"loss not worse than current by more than 0.01 {direction}")
+
+
 def test_the_first_version_is_worse_than_none() -> None:
     assert reason("recall@20 >= current - 0.01", 0.1, None) == ""
 

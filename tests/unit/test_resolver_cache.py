@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ from supabase_bridge import Resolver
 from supabase_bridge.consumer.locking import exclusive
 from supabase_bridge.errors import ManifestReplayedError
 from tests.consumers import FIRST, LATEST, MODEL, SECOND, Bucket
+from tests.simulators.hostile import Conversation, answer, hostile
 from tests.simulators.storage import StorageSimulator
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +93,68 @@ def test_a_release_that_is_being_taken_is_not_removed(tmp_path: Path) -> None:
 def test_a_release_larger_than_the_bound_is_there_while_it_is_the_last_one(tmp_path: Path) -> None:
     Bucket.of_directory(tmp_path / "models").promote(FIRST)
     assert resolver_of(tmp_path, cache_limit_bytes=0).pull(MODEL).onnx.exists()
+
+
+TO_DEST = PULL.replace('"two_tower"', '"two_tower", sys.argv[4]')
+KILLED_BETWEEN_RENAMES = """
+import os, signal, sys
+def hook(event, arguments):
+    if event == "os.rename" and os.fspath(arguments[1]) == sys.argv[4]:
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+"""
+
+
+def files_at(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_process_killed_while_a_file_comes_leaves_nothing_that_a_pull_believes(tmp_path: Path) -> None:
+    objects: dict[str, bytes] = {}
+    bucket = Bucket(objects.__setitem__)
+    onnx = os.urandom(3_000_000)
+    bucket.promote(FIRST, onnx=onnx)
+    coming = threading.Event()
+
+    def half(conversation: Conversation) -> None:
+        path = conversation.head.split()[1].decode()
+        found = next(data for key, data in objects.items() if path.partition("?")[0].endswith(f"/models/{key}"))
+        if path.partition("?")[0].endswith(".onnx"):
+            conversation.send(answer(found[: len(found) // 2], length=len(found)))
+            coming.set()
+            conversation.hang()
+        conversation.send(answer(found, headers="Connection: close\r\n"))
+
+    dest = tmp_path / "dest"
+    with hostile(half) as server:
+        command = [sys.executable, "-c", TO_DEST, server.url, "key", str(tmp_path / "cache"), str(dest)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        assert coming.wait(60)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    assert not dest.exists()
+    assert [path for path in (tmp_path / "cache").rglob(ONNX) if not path.name.startswith(".")] == []
+    with StorageSimulator() as simulator:
+        Bucket.of_simulator(simulator).promote(FIRST, onnx=onnx)
+        with Resolver(url=simulator.url, key=simulator.service_key, cache_dir=tmp_path / "cache") as resolver:
+            assert resolver.pull(MODEL).onnx.read_bytes() == onnx
+            resolver.pull(MODEL, dest)
+    assert files_at(dest) == bucket.files(FIRST, onnx=onnx)
+
+
+def test_a_process_killed_between_the_two_renames_leaves_a_name_that_the_next_pull_fills(tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+    with StorageSimulator() as simulator:
+        bucket = Bucket.of_simulator(simulator)
+        bucket.promote(FIRST)
+        command = [simulator.url, simulator.service_key, str(tmp_path / "cache"), str(dest)]
+        subprocess.run([sys.executable, "-c", TO_DEST, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        assert files_at(dest) == bucket.files(FIRST)
+        bucket.promote(SECOND)
+        killed = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_RENAMES + TO_DEST, *command], cwd=ROOT)
+        assert (killed.returncode, dest.exists()) == (-signal.SIGKILL, False)
+        subprocess.run([sys.executable, "-c", TO_DEST, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert files_at(dest) == bucket.files(SECOND)
 
 
 def test_processes_that_pull_at_once_download_once(tmp_path: Path) -> None:

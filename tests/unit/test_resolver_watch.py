@@ -194,3 +194,43 @@ def test_only_a_channel_can_be_watched(tmp_path: Path) -> None:
         Resolver(directory=tmp_path).watch(f"{MODEL}/{FIRST}", lambda _found: None)
     with pytest.raises(InvalidReferenceError):
         Resolver(directory=tmp_path).watch(f"{MODEL}@", lambda _found: None)
+
+
+def test_a_watch_reads_each_manifest_once_and_asks_otherwise_whether_it_changed(tmp_path: Path) -> None:
+    with StorageSimulator() as simulator:
+        bucket = Bucket.of_simulator(simulator)
+        reported: queue.Queue[str] = queue.Queue()
+        key = f"/{MODEL}/latest/manifest.json"
+
+        def asked() -> list[int]:
+            return [call.status for call in simulator.calls() if call.path.endswith(key)]
+
+        def until_unchanged(times: int) -> None:
+            begun, moment = len(asked()), threading.Event()
+            for _ in range(2_000):
+                if asked()[begun:].count(304) >= times:
+                    return
+                moment.wait(0.005)
+            raise AssertionError(asked())
+
+        bucket.promote(FIRST)
+        simulator.reset_calls()
+        arguments = {"url": simulator.url, "key": simulator.service_key, "cache_dir": tmp_path}
+        with (
+            Resolver(**arguments) as resolver,  # type: ignore[arg-type]  # settings by name
+            Watch(
+                look=lambda: resolver.resolve(MODEL),
+                prepare=resolver.pull,
+                callback=lambda found: reported.put(found.release.run_id),
+                fallback=lambda: None,
+                interval=SOON,
+            ).start(),
+        ):
+            assert reported.get(timeout=LIMIT_SECONDS) == FIRST
+            until_unchanged(5)
+            assert (asked().count(200), set(asked())) == (1, {200, 304})
+            bucket.promote(SECOND)
+            assert reported.get(timeout=LIMIT_SECONDS) == SECOND
+            until_unchanged(5)
+        assert (asked().count(200), set(asked())) == (2, {200, 304})
+        assert [simulator.count("GET", f"{run_id}.onnx") for run_id in (FIRST, SECOND)] == [1, 1]

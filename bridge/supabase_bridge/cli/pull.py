@@ -19,9 +19,10 @@ from supabase_bridge.cli.terminal import shown
 def command(reference: str, dest: Path, as_json: bool, home: Path | None) -> None:
     """Make DEST a directory with the files of a release, each one compared with its SHA-256.
 
-    Without @CHANNEL or /RUN_ID it is what `latest` names. DEST holds the whole release afterwards, or what it held
-    before; it must be missing, empty, or hold nothing but a release. Files are kept in the cache as well, so that the
-    same release is not downloaded twice.
+    Without @CHANNEL or /RUN_ID it is what `latest` names. DEST holds the whole release afterwards, or, after an
+    error, what it held before; killed while one takes the other's place, it leaves no DEST, and the next pull makes it.
+    DEST must be missing, empty, or hold nothing but a release. Files are kept in the cache as well, so that the same
+    release is not downloaded twice.
 
     Needs no service key: SUPABASE_URL and SUPABASE_ANON_KEY, or no key for a public bucket.
 

@@ -1,4 +1,4 @@
-"""A release put into somebody's directory, which then holds that release whole, or what it held before."""
+"""A release put into somebody's directory, which is never there half: it holds the release whole, or what it held."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def deliver(destination: Path, fill: Callable[[Path], None]) -> None:
     """Make `destination` a directory with exactly the files that `fill` puts into it.
 
     They come together beside it under a temporary name. Where it exists, its old content makes way by one rename
-    and the new one comes by another: for that moment there is no `destination`, but there is never a half one.
+    and the new one comes by another: for that moment there is no `destination`, but there is never a half one. A
+    process that is killed in that moment leaves none; the next call makes it.
 
     Args:
         fill: Puts every file of a release into a new, empty directory.

@@ -133,8 +133,9 @@ class Resolver:
         """A release's files here, each one compared with its record; what is here already is not read again.
 
         Without `dest` they are in the cache: open them soon, since the cache forgets what was used least recently. With
-        `dest`, that directory holds exactly this release afterwards, or what it held before; its files are read-only,
-        and share their bytes with the cache where the file system allows it.
+        `dest`, that directory holds exactly this release afterwards, or, after an error, what it held before; a process
+        that is killed while one takes the other's place leaves none, and the next pull makes it. Its files are
+        read-only, and share their bytes with the cache where the file system allows it.
 
         Args:
             release: A reference, or what `resolve` gave.
