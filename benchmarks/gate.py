@@ -42,7 +42,7 @@ EARLIER = (3, 4)
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gate", description=__doc__)
     parser.add_argument("--database", choices=DATABASES, default="sqlite")
-    parser.add_argument("--history", type=int, default=10_000, help="events of the model before (default: 10,000)")
+    parser.add_argument("--history", type=int, default=1_000, help="events of the model before (default: 1,000)")
     parser.add_argument("--rounds", type=int, default=400, help="transitions of each store (default: 400)")
     parser.add_argument("--limit-ms", type=float, default=5.0, help="highest difference that passes (default: 5)")
     options = parser.parse_args(arguments)

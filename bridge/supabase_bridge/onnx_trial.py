@@ -140,7 +140,7 @@ def _compare_outputs(name: str, tensors: Tensors, dimensions: Dimensions) -> Non
 
 
 def _require_embedding(name: str, tensors: Tensors, shapes: Sequence[Sequence[int]], dimensions: Dimensions) -> None:
-    """See that one of a two-tower graph's outputs may be an embedding where no name says which.
+    """See that one of a two-tower graph's outputs may be an embedding, or a score, where no name says which.
 
     Args:
         shapes: The outputs', declared or measured.
@@ -148,7 +148,8 @@ def _require_embedding(name: str, tensors: Tensors, shapes: Sequence[Sequence[in
     size, outputs = dimensions.embedding_dim, tensors.outputs
     if size is None or not _has_towers(tensors.inputs) or any("embed" in tensor.name.lower() for tensor in outputs):
         return
-    if not any(_may_be(shape, size) for shape in shapes):
+    # A graph that goes on from the embeddings to a score keeps them to itself.
+    if not any(_may_be(shape, size) or shape[-1] == 1 for shape in shapes):
         problem = f"model_meta.json has embedding_dim {size}, and no output of the graph has that size"
         raise ModelCheckError(name, f"{problem} (outputs: {_listed(outputs)})")
 

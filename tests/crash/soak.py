@@ -42,6 +42,7 @@ class Plan:
         kill_every: How long a worker lives before one of them is killed, in seconds.
         faulty: Which part of the storage requests goes wrong.
         limit_seconds: Within how long everything must be done once the last promotion was answered.
+        longest_seconds: How long any promotion may take from the change in the registry to its event's end.
     """
 
     servers: int = 2
@@ -51,9 +52,10 @@ class Plan:
     promotions: int = 500
     clients: int = 8
     pause: float = 4.0
-    kill_every: float = 10.0
+    kill_every: float = 5.0
     faulty: float = 0.05
     limit_seconds: float = 400.0
+    longest_seconds: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,8 @@ def soak(plan: Plan, directory: Path, database_url: str, simulator: StorageSimul
         switches = sum(_check_model(simulator, outbox, clients, model) for model in clients.models)
     reader.check()
     assert [event for event in events if event.state not in {EventState.DONE, EventState.SUPERSEDED}] == []
+    latencies = _latencies(events)
+    assert latencies["latency_longest"] <= plan.longest_seconds
     return Figures(
         promotions=clients.promoted,
         events=len(events),
@@ -118,7 +122,7 @@ def soak(plan: Plan, directory: Path, database_url: str, simulator: StorageSimul
         manifests_read=reader.read,
         manifests_checked=reader.checked,
         steps_back=reader.steps_back,
-        **_latencies(events),
+        **latencies,
         drained_after=round(drained_after, 1),
         seconds=round(time.monotonic() - started, 1),
     )

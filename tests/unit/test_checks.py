@@ -208,6 +208,13 @@ def test_towers_whose_outputs_have_other_names_give_one_of_the_embeddings_size(t
     assert said.startswith("model_meta.json has embedding_dim 256, and no output of the graph has that size (outputs: ")
 
 
+@pytest.mark.parametrize("width", [[], [1]])
+def test_towers_that_end_in_a_score_have_no_embedding_to_compare(tmp_path: Path, width: list[int]) -> None:
+    nodes = [helper.make_node("ReduceSum", ["user_features"], ["score"], keepdims=len(width), noop_with_empty_axes=0)]
+    model = graph(nodes, [value("user_features", [1, 3])], [value("score", [1, *width] if width else [])])
+    run(tmp_path, model, user_feature_dim=3, embedding_dim=256)
+
+
 def test_an_embedding_is_measured_where_the_graph_leaves_its_size_open(tmp_path: Path) -> None:
     model = towers()
     for output in model.graph.output:
