@@ -60,7 +60,7 @@ def test_a_killed_worker_is_made_good_by_the_next_one(
     request: pytest.FixtureRequest,
     tell: Callable[[str], None],
 ) -> None:
-    every: int = request.config.getoption("--crash-every", EVERY)
+    every: int = request.config.getoption("--crash-every", None) or EVERY
     stage = combination(store, request)
     changes = {}
     if database == "postgresql":
@@ -89,7 +89,7 @@ def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next
     for metrics in ({"recall_at_20": 0.25}, {"recall_at_20": 0.375}):
         train_in_project(scene, tmp_path / "trainings", metrics=metrics)
     stage = replace(combination("simulator", request), environment={})
-    every: int = request.config.getoption("--crash-every", COPYING_EVERY)
+    every: int = request.config.getoption("--crash-every", None) or COPYING_EVERY
     count = check_points(stage, scene.settings.home, runs, first=0, every=every)
     assert simulator.count("POST", "/object/copy") >= 2 * count
     tell(f"killed workers: {count} points covered on the simulator, copying")
