@@ -325,6 +325,18 @@ def test_the_server_says_how_long_to_wait_within_reason(simulator: StorageSimula
     patient.close()
 
 
+def refused_for_now(fields: str) -> StoreUnavailableError:
+    """What comes out where every answer is a 503 with these header fields."""
+    with hostile(lambda talk: talk.send(answer(b"", status="503 Service Unavailable", headers=fields))) as server:
+        store = SupabaseStore(
+            url=server.url, key=Secret("a"), bucket=BUCKET, timeout=timedelta(seconds=5), pause=lambda _seconds: None
+        )
+        with pytest.raises(StoreUnavailableError) as caught:
+            store.stat("m/a")
+        store.close()
+    return caught.value
+
+
 @pytest.mark.parametrize(
     ("headers", "asked"),
     [
@@ -352,28 +364,15 @@ def test_the_error_says_when_the_server_wants_to_be_asked_again(
     headers: dict[str, str], asked: timedelta | None
 ) -> None:
     fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    with hostile(lambda talk: talk.send(answer(b"", status="503 Service Unavailable", headers=fields))) as server:
-        store = SupabaseStore(
-            url=server.url, key=Secret("a"), bucket=BUCKET, timeout=timedelta(seconds=5), pause=lambda _seconds: None
-        )
-        with pytest.raises(StoreUnavailableError) as caught:
-            store.stat("m/a")
-        store.close()
-    assert caught.value.retry_after == asked
+    assert refused_for_now(fields).retry_after == asked
 
 
 def test_a_date_without_the_servers_own_is_held_against_this_machines_clock() -> None:
     later = format_datetime(datetime.now(timezone.utc) + timedelta(hours=1), usegmt=True)
     fields = f"Retry-After: {later}\r\n"
-    with hostile(lambda talk: talk.send(answer(b"", status="503 Service Unavailable", headers=fields))) as server:
-        store = SupabaseStore(
-            url=server.url, key=Secret("a"), bucket=BUCKET, timeout=timedelta(seconds=5), pause=lambda _seconds: None
-        )
-        with pytest.raises(StoreUnavailableError) as caught:
-            store.stat("m/a")
-        store.close()
-    assert caught.value.retry_after is not None
-    assert timedelta(minutes=59) < caught.value.retry_after <= timedelta(hours=1)
+    asked = refused_for_now(fields).retry_after
+    assert asked is not None
+    assert timedelta(minutes=59) < asked <= timedelta(hours=1)
 
 
 def test_pauses_grow_and_stay_within_three_seconds(simulator: StorageSimulator) -> None:

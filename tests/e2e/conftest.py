@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.databases import postgresql
+from tests.e2e.gated import scene_with
 from tests.e2e.released import released
 from tests.registry_fixtures import (
     directory_scene,
@@ -24,6 +25,7 @@ __all__ = [
     "postgresql",
     "released",
     "scene",
+    "scene_with",
     "settings",
     "simulator",
     "supabase_scene",

@@ -6,39 +6,20 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 
-from supabase_bridge.config import FILE_NAME, Settings
 from supabase_bridge.outbox.events import EventState
 from supabase_bridge.rolling_back import roll_back
 from tests.commands import invoke
-from tests.registry_fixtures import MODEL, MakeScene, Scene, model_files, tiny_onnx
-
-RECALL = '[gates.two_tower]\ncriteria = ["recall@20 >= 0.65"]\n'
-PASSES, FAILS = {"recall_at_20": 0.70}, {"recall_at_20": 0.61}
-
-SceneWith: TypeAlias = Callable[[str], Scene]
-
-
-@pytest.fixture
-def scene_with(make_scene: MakeScene, directory_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> SceneWith:
-    """A scene whose settings file has some lines: MLflow's plugin reads them by itself, as in a server."""
-
-    def make(toml: str) -> Scene:
-        home = directory_settings.home
-        home.mkdir(parents=True)
-        (home / FILE_NAME).write_text(toml)
-        monkeypatch.setenv("SUPABASE_BRIDGE_HOME", str(home))
-        return make_scene(Settings.load(home=home, environ={}))
-
-    return make
+from tests.e2e.gated import FAILS, PASSES, RECALL, SceneWith
+from tests.registry_fixtures import MODEL, Scene, model_files, tiny_onnx
 
 
 def metrics_of(scene: Scene, version: int) -> dict[str, Any]:

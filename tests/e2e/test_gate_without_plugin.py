@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 import sqlalchemy as sa
@@ -17,29 +16,12 @@ from mlflow import MlflowClient
 from supabase_bridge.config import FILE_NAME, Settings
 from supabase_bridge.registry_watching import watching
 from tests.commands import Said, invoke
+from tests.e2e.gated import FAILS, PASSES, RECALL, SceneWith
 from tests.e2e.processes import mlflow_command, serving, surroundings
 from tests.registry_fixtures import MODEL, MakeScene, Scene
 
-RECALL = '[gates.two_tower]\ncriteria = ["recall@20 >= 0.65"]\n'
 NOT_WORSE = '[gates.two_tower]\ncriteria = ["recall@20 not worse than current by more than 0.01"]\n'
-PASSES, FAILS = {"recall_at_20": 0.70}, {"recall_at_20": 0.61}
 UNREFUSED = "MLflow could not be made to refuse it"
-
-SceneWith: TypeAlias = Callable[[str], Scene]
-
-
-@pytest.fixture
-def scene_with(make_scene: MakeScene, directory_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> SceneWith:
-    """A scene whose settings file has some lines."""
-
-    def make(toml: str) -> Scene:
-        home = directory_settings.home
-        home.mkdir(parents=True)
-        (home / FILE_NAME).write_text(toml)
-        monkeypatch.setenv("SUPABASE_BRIDGE_HOME", str(home))
-        return make_scene(Settings.load(home=home, environ={}))
-
-    return make
 
 
 def promote_past_the_plugin(scene: Scene, version: int) -> None:
