@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from supabase_bridge.channels import Triggers, channel_triggers, winning_arrival
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import ModelNotFoundError, RegistryRefusedError, VersionNotFoundError
-from supabase_bridge.gates import Baseline, Gate, GateMode, Verdict, judge, with_tags
+from supabase_bridge.gates import Baseline, Gate, GateMode, Verdict, VersionMetrics, judge_version, with_tags
 from supabase_bridge.identity import MODEL_KEY_TAG
 from supabase_bridge.outbox.events import Event, EventKind, EventState, NewEvent
 from supabase_bridge.outbox.queue import Outbox
@@ -23,14 +22,6 @@ from supabase_bridge.registry import RegisteredVersion, Registry
 from supabase_bridge.status_tags import Tags, promotion_verdict, withheld
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Metrics:
-    """A version's metrics; `problem` says why there are none."""
-
-    values: Mapping[str, float]
-    problem: str | None = None
 
 
 class ArrivalGate:
@@ -123,20 +114,16 @@ class ArrivalGate:
         return self._gates[place]
 
     def _verdict(self, gate: Gate, version: RegisteredVersion, event: NewEvent, triggers: Triggers) -> Verdict:
-        metrics = self._metrics(version)
-        verdict = judge(gate, metrics.values, self._current(event, triggers) if gate.asks_current else None)
-        if verdict.passed or metrics.problem is None:
-            return verdict
-        # Why nothing is there helps more than that each one is missing.
-        return judge(Gate(problems=(*gate.problems, metrics.problem)), {}, None)
+        current = self._current(event, triggers) if gate.asks_current else None
+        return judge_version(gate, self._metrics(version), current)
 
-    def _metrics(self, version: RegisteredVersion) -> _Metrics:
+    def _metrics(self, version: RegisteredVersion) -> VersionMetrics:
         if version.run_id is None:
-            return _Metrics(values={}, problem="the version has no run, and so no metrics")
+            return VersionMetrics(values={}, problem="the version has no run, and so no metrics")
         try:
-            return _Metrics(values=self._registry.metrics(version.run_id, version.workspace))
+            return VersionMetrics(values=self._registry.metrics(version.run_id, version.workspace))
         except RegistryRefusedError as error:
-            return _Metrics(values={}, problem=f"its metrics cannot be read: {error}")
+            return VersionMetrics(values={}, problem=f"its metrics cannot be read: {error}")
 
     def _current(self, event: NewEvent, triggers: Triggers) -> Baseline | None:
         """The metrics of the version that is current, or will be once the worker has caught up; see docs/gate.md."""

@@ -213,6 +213,22 @@ def with_tags(gate: Gate | None, tags: Mapping[str, str]) -> Gate:
     return Gate(criteria=tuple(criteria), mode=mode, channels=gate.channels, problems=tuple(problems))
 
 
+@dataclass(frozen=True, kw_only=True)
+class VersionMetrics:
+    """A version's metrics; `problem` says why there are none where they cannot be read."""
+
+    values: Mapping[str, float]
+    problem: str | None = None
+
+
+def judge_version(gate: Gate, metrics: VersionMetrics, current: Baseline | None) -> Verdict:
+    """`judge`, with the reason why nothing is known in place of that each metric is missing."""
+    verdict = judge(gate, metrics.values, current)
+    if verdict.passed or metrics.problem is None:
+        return verdict
+    return judge(Gate(problems=(*gate.problems, metrics.problem)), {}, None)
+
+
 def judge(gate: Gate, metrics: Mapping[str, float], current: Baseline | None) -> Verdict:
     """Hold a version's metrics against a gate. A metric that is missing, NaN or infinite fails.
 

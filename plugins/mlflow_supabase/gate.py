@@ -13,7 +13,7 @@ from mlflow_supabase.gate_facts import Holding, RegistryFacts
 from supabase_bridge.channels import Triggers, channel_triggers, winning_arrival
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import SettingsError
-from supabase_bridge.gates import Baseline, Gate, GateMode, Verdict, judge, with_tags
+from supabase_bridge.gates import Baseline, Gate, GateMode, Verdict, judge_version, with_tags
 from supabase_bridge.identity import MODEL_KEY_TAG
 from supabase_bridge.outbox.events import EventKind, NewEvent
 from supabase_bridge.status_tags import promotion_verdict
@@ -92,12 +92,7 @@ class TransitionGate:
 
 def _judge(gate: Gate, facts: RegistryFacts, version: int, triggers: Triggers, left: Collection[Holding]) -> Verdict:
     current = _current(facts, version, triggers, left) if gate.asks_current else None
-    metrics = facts.metrics(version)
-    verdict = judge(gate, metrics.values, current)
-    if verdict.passed or metrics.problem is None:
-        return verdict
-    # Why nothing is there helps more than that each one is missing.
-    return judge(Gate(problems=(*gate.problems, metrics.problem)), {}, None)
+    return judge_version(gate, facts.metrics(version), current)
 
 
 def _current(facts: RegistryFacts, version: int, triggers: Triggers, left: Collection[Holding]) -> Baseline | None:

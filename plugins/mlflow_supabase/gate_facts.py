@@ -20,6 +20,7 @@ from mlflow.store.tracking.dbmodels import models as tracking
 from sqlalchemy.engine import Connection
 
 from supabase_bridge.channels import Triggers
+from supabase_bridge.gates import VersionMetrics
 from supabase_bridge.outbox.events import Event, EventKind, EventState
 from supabase_bridge.outbox.rows import to_event
 from supabase_bridge.outbox.schema import OUTBOX
@@ -115,14 +116,6 @@ class Holding:
         """What an arrival gave its version."""
         stage = arrival.stage if arrival.kind is EventKind.STAGE_CHANGED else None
         return cls(model=arrival.model, version=int(arrival.version or 0), stage=stage, alias=arrival.alias)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VersionMetrics:
-    """A version's metrics; `problem` says why there are none where MLflow cannot have any here."""
-
-    values: Mapping[str, float]
-    problem: str | None = None
 
 
 class RegistryFacts:
