@@ -100,7 +100,7 @@ def _scan_archive(file: IO[bytes], name: str, allowed: frozenset[str], *, depth:
             for member in members:
                 found = _scan_member(archive, member, name, allowed, depth) or found
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UnsafePickleError(name, f"it is a damaged archive: {error}") from error
+        raise UnsafePickleError(name, f"it is a damaged archive: {str(error)[:200]}") from error
     if not found and not name.lower().endswith(".pt2"):
         raise UnsafePickleError(name, "there is no pickle in it, which every file of torch.save has")
 
@@ -181,7 +181,8 @@ def _next_pickle(stream: io.BytesIO, name: str) -> bytes:
                 )
     except UnsafePickleError:
         raise
-    except (ValueError, EOFError, IndexError, OverflowError, MemoryError) as error:
+    except (ValueError, EOFError, IndexError, OverflowError, MemoryError, Warning) as error:
+        # Python warns of odd escapes in a pickle's text, which is an error where the program makes warnings errors.
         problem = f"it is neither an archive nor a pickle of at most {_PICKLE_LIMIT_BYTES} bytes ({str(error)[:100]})"
         raise UnsafePickleError(name, problem) from error
     return stream.getvalue()[begin : stream.tell()]

@@ -27,10 +27,11 @@ class Payload:
 
 
 def archive(members: Mapping[str, bytes]) -> bytes:
+    """The same archive for the same members, whatever the hour."""
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w", zipfile.ZIP_STORED) as made:
         for name, content in members.items():
-            made.writestr(name, content)
+            made.writestr(zipfile.ZipInfo(name), content)
     return data.getvalue()
 
 

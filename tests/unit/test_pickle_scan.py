@@ -7,10 +7,12 @@ import os
 import pickle
 import struct
 import subprocess
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -162,6 +164,16 @@ def test_names_that_are_put_together_on_the_stack_are_refused(tmp_path: Path) ->
     assert refused(tmp_path, hidden)
 
 
+@pytest.mark.parametrize("data", [b"c\\qos\nsystem\n.", b"c\\777os\nsystem\n.", b"S'\\q'\ncos\nsystem\n."])
+@pytest.mark.parametrize("warned_of", ["error", "ignore"])
+def test_an_escape_that_python_warns_of_is_no_way_out(
+    tmp_path: Path, data: bytes, warned_of: Literal["error", "ignore"]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter(warned_of)
+        assert refused(tmp_path, data)
+
+
 def test_a_reference_to_the_extension_registry_is_refused(tmp_path: Path) -> None:
     assert "registry of extensions" in refused(tmp_path, b"\x80\x02\x82\x01.")
 
@@ -208,6 +220,12 @@ def test_a_pickle_that_grows_on_unpacking_is_refused_unread(tmp_path: Path) -> N
     bomb = archive({"archive/data.pkl": b"\x80\x02" + b"N0" * 10_000_000 + b"N."}, compressed=True)
     assert len(bomb) < 100_000
     assert "larger than 16000000 bytes" in refused(tmp_path, bomb)
+
+
+def test_a_member_whose_two_names_differ_is_refused_in_few_words(tmp_path: Path) -> None:
+    data = bytearray(archive({"archive/data.pkl": b"\x80\x02" + b"N0" * 1_000 + b"N."}))
+    struct.pack_into("<H", data, 26, 1_000)  # the length of the name, as the member itself has it
+    assert len(refused(tmp_path, bytes(data))) < 300
 
 
 def test_archives_within_archives_end_somewhere(tmp_path: Path) -> None:
