@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, TimeoutError, expect, sync_playwright
 
 from tests.requirements_on_machine import program
 
 logger = logging.getLogger(__name__)
 
 _LIMIT_MS = 60_000
+_STALL_MS = 5_000
 _ARGUMENTS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -76,8 +77,7 @@ class RegistryPages:
 
     def transition(self, stage: str, *, archive: bool) -> float:
         """Move the version shown to a stage; returns when OK was clicked, by the monotonic clock."""
-        self._stage.click()
-        self._page.get_by_role("menuitem").filter(has_text=stage).click()
+        self._choose(stage)
         dialog = self._page.get_by_role("dialog").filter(has_text="Stage transition")
         archiving = dialog.get_by_role("checkbox")
         expect(archiving).not_to_be_checked()
@@ -89,6 +89,26 @@ class RegistryPages:
         clicked = time.monotonic()
         confirm.click()
         return clicked
+
+    def _choose(self, stage: str) -> None:
+        """Open the menu of stages and click on one.
+
+        On a busy machine Chromium may stop drawing in the middle of the menu's entrance, and a click waits for the
+        menu to stand still. A picture makes it draw; then the click is tried again.
+        """
+        item = self._page.get_by_role("menuitem").filter(has_text=stage)
+        deadline = time.monotonic() + _LIMIT_MS / 1000
+        while True:
+            try:
+                if not item.is_visible():
+                    self._stage.click(timeout=_STALL_MS)
+                item.click(timeout=_STALL_MS)
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    raise
+                self._page.screenshot()
+            else:
+                return
 
     def expect_notice(self, text: str) -> None:
         """Wait until the page says something in a notice over the page."""
