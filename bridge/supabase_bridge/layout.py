@@ -105,6 +105,12 @@ class ReleaseKeys:
         return f"{self.model_key}_{self.run_id}.pt"
 
     @property
+    def names(self) -> frozenset[str]:
+        """Of every file that a mirror may write there."""
+        documents = (META_NAME, METRICS_NAME, SUMMARY_NAME, MLMODEL_NAME, SIGNATURE_NAME, *ENVIRONMENT_NAMES)
+        return frozenset({self.onnx_name, self.state_dict_name, *documents})
+
+    @property
     def onnx(self) -> str:
         return self.file(self.onnx_name)
 

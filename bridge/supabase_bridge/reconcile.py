@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from supabase_bridge.arrival_gate import ArrivalGate
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import BucketNotFoundError, InvalidChannelError, RegistryUnavailableError
-from supabase_bridge.layout import META_NAME, ChannelKeys, check_channel
+from supabase_bridge.layout import META_NAME, ChannelKeys, ReleaseKeys, check_channel
 from supabase_bridge.object_store import ObjectInfo, ObjectStore
 from supabase_bridge.outbox import duties
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, EventKind, NewEvent
@@ -37,8 +37,8 @@ from supabase_bridge.reconcile_releases import (
     problem_of,
     side_by_side,
 )
-from supabase_bridge.reconcile_repeat import hindrance, record_again
-from supabase_bridge.reconcile_sweep import sweep_remembered_uploads, sweep_temporary_keys
+from supabase_bridge.reconcile_repeat import changes_wait, hindrance, record_again
+from supabase_bridge.reconcile_sweep import sweep_half_written, sweep_remembered_uploads, sweep_temporary_keys
 from supabase_bridge.registry import Registry
 from supabase_bridge.registry_tables import RegistryTables
 from supabase_bridge.signing import UNSEALED, Seal
@@ -62,6 +62,16 @@ class Depth(str, Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Look:
+    """What one pass does with what it finds in the store; `before`: what is older is old."""
+
+    depth: Depth
+    before: datetime
+    dry_run: bool
+    sweep: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reconciler:
     """Looks for what no event said. Idempotent; safe beside workers, servers and other passes.
 
@@ -80,25 +90,29 @@ class Reconciler:
     seal: Seal = UNSEALED
     seen: MutableMapping[str, str] = field(default_factory=dict)
 
-    def run(self, *, now: datetime, depth: Depth, model: str | None = None, dry_run: bool = False) -> Iterator[Finding]:
+    def run(
+        self, *, now: datetime, depth: Depth, model: str | None = None, dry_run: bool = False, sweep: bool = False
+    ) -> Iterator[Finding]:
         """Look, and see to what is found; each finding is given back once that is done.
 
         Args:
             model: Only at this registered model.
             dry_run: Write nothing anywhere; the findings are what would be done.
+            sweep: Delete old half-written releases that belong to no version; else they are reported.
 
         Raises:
             ObjectStoreError, RegistryUnavailableError: the pass ends; what it did holds, the next one does the rest.
         """
         try:
-            yield from self._run(now, depth, model, dry_run=dry_run)
+            yield from self._run(now, depth, model, dry_run=dry_run, sweep=sweep)
         except SQLAlchemyError as error:
             raise RegistryUnavailableError("compare it with the outbox", str(error).split("\n")[0][:300]) from error
 
-    def _run(self, now: datetime, depth: Depth, model: str | None, *, dry_run: bool) -> Iterator[Finding]:
+    def _run(self, now: datetime, depth: Depth, model: str | None, *, dry_run: bool, sweep: bool) -> Iterator[Finding]:
         gate = ArrivalGate(settings=self.settings, registry=self.registry, outbox=Outbox(self.engine), dry_run=dry_run)
         yield from self._unrecorded(gate, model, dry_run=dry_run)
         before = now - self.settings.temporary_keys_age
+        look = _Look(depth=depth, before=before, dry_run=dry_run, sweep=sweep)
         for workspace in (DEFAULT_WORKSPACE, *self.settings.workspaces):
             store = self.open_store(self.settings.bucket_of(workspace) or self.settings.bucket)
             try:
@@ -106,7 +120,7 @@ class Reconciler:
                 for found in self._channels(store, workspace, model, gate, dry_run=dry_run):
                     reported.add(found.subject)
                     yield found
-                for found in self._releases(store, workspace, model, depth, before, dry_run=dry_run):
+                for found in self._releases(store, workspace, model, look):
                     if found.subject not in reported:
                         yield found
                 if model is None:
@@ -152,15 +166,13 @@ class Reconciler:
             if found is not None:
                 yield found
 
-    def _releases(
-        self, store: ObjectStore, workspace: str, model: str | None, depth: Depth, before: datetime, *, dry_run: bool
-    ) -> Iterator[Finding]:
-        check = _ReleaseCheck(self, store, workspace, before, thorough=depth is Depth.THOROUGH, dry_run=dry_run)
+    def _releases(self, store: ObjectStore, workspace: str, model: str | None, look: _Look) -> Iterator[Finding]:
+        check = _ReleaseCheck(self, store, workspace, look)
         if model is not None:
             for key in self._keys(workspace, after="", model=model):
                 yield from check.of_model(key, model)
-        elif depth is Depth.NEXT:
-            yield from self._next(check, workspace, dry_run=dry_run)
+        elif look.depth is Depth.NEXT:
+            yield from self._next(check, workspace, dry_run=look.dry_run)
         else:
             yield from check.of_all()
 
@@ -192,22 +204,11 @@ class Reconciler:
 class _ReleaseCheck:
     """Compares listings of one bucket with what the versions of one workspace claim."""
 
-    def __init__(
-        self,
-        reconciler: Reconciler,
-        store: ObjectStore,
-        workspace: str,
-        before: datetime,
-        *,
-        thorough: bool,
-        dry_run: bool,
-    ) -> None:
+    def __init__(self, reconciler: Reconciler, store: ObjectStore, workspace: str, look: _Look) -> None:
         self._reconciler = reconciler
         self._store = store
         self._workspace = workspace
-        self._before = before
-        self._thorough = thorough
-        self._dry_run = dry_run
+        self._look = look
         self._channel_findings: list[Finding] = []
         self.listed = 0
 
@@ -246,7 +247,7 @@ class _ReleaseCheck:
         with suppress(InvalidChannelError):
             keys = ChannelKeys(model_key=folder.model_key, channel=check_channel(folder.name))
             known, seal = self._reconciler.seen, self._reconciler.seal
-            return restore(self._store, keys, known, seal=seal, dry_run=self._dry_run)
+            return restore(self._store, keys, known, seal=seal, dry_run=self._look.dry_run)
         return None
 
     def _counted(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -256,10 +257,11 @@ class _ReleaseCheck:
 
     def _claimed(self, claim: ClaimedRelease, folder: Folder | None) -> Finding | None:
         """What is wrong with a release that a version says is its own."""
-        if is_complete(folder, claim.keys) and not self._thorough:
+        thorough = self._look.depth is Depth.THOROUGH
+        if is_complete(folder, claim.keys) and not thorough:
             return None
         # The registry, the listing and the release itself were read at different moments; now the release alone counts.
-        problem = problem_of(self._store, claim.keys, thorough=self._thorough)
+        problem = problem_of(self._store, claim.keys, thorough=thorough)
         if problem is None:
             return None
         event = NewEvent(
@@ -270,7 +272,7 @@ class _ReleaseCheck:
             stage=claim.stage,
         )
         engine = self._reconciler.engine
-        if self._dry_run:
+        if self._look.dry_run:
             with engine.connect() as connection:
                 reason = hindrance(connection, event)
         else:
@@ -283,11 +285,22 @@ class _ReleaseCheck:
         )
 
     def _unclaimed(self, folder: Folder | None) -> Finding | None:
-        """A folder that was begun and belongs to no version; never deleted, since somebody may have put it there."""
-        if folder is None or META_NAME in folder.names or folder.newest_at >= self._before:
+        """A folder that was begun and belongs to no version; deleted only where that is asked for."""
+        if folder is None or META_NAME in folder.names or folder.newest_at >= self._look.before:
             return None
         detail = "it has no model_meta.json, so it is no release, and no version says that it is its own"
-        return Finding(kind=FindingKind.UNCLAIMED_FOLDER, subject=folder.path, detail=detail, remedy=Remedy.REPORTED)
+        remedy = Remedy.REPORTED
+        if self._look.sweep and folder.run_id is not None:
+            if reason := self._swept(ReleaseKeys(model_key=folder.model_key, run_id=folder.run_id)):
+                detail = f"{detail}; it stays: {reason}"
+            else:
+                remedy = Remedy.DELETED
+        return Finding(kind=FindingKind.UNCLAIMED_FOLDER, subject=folder.path, detail=detail, remedy=remedy)
+
+    def _swept(self, keys: ReleaseKeys) -> str | None:
+        if changes_wait(self._reconciler.engine, self._workspace):
+            return "changes of the registry are on their way (supabase-bridge outbox list)"
+        return sweep_half_written(self._store, keys, before=self._look.before, dry_run=self._look.dry_run)
 
 
 def _subject(event: NewEvent) -> str:

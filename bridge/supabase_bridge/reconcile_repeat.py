@@ -42,3 +42,10 @@ def hindrance(connection: Connection, event: NewEvent) -> str | None:
     if newest.state == EventState.DEAD.value:
         return f"event {newest.id} failed: supabase-bridge outbox retry {newest.id}"
     return f"event {newest.id} is on its way"
+
+
+def changes_wait(engine: Engine, workspace: str) -> bool:
+    """Whether events of a workspace wait, or are in hand."""
+    query = sa.select(OUTBOX.c.id).where(OUTBOX.c.workspace == workspace, OUTBOX.c.state == EventState.PENDING.value)
+    with engine.connect() as connection:
+        return connection.execute(query.limit(1)).first() is not None

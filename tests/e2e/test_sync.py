@@ -112,6 +112,21 @@ def test_what_failed_before_is_tried_again_with_all(directory_scene: Scene) -> N
     assert directory_scene.tags(1)["status"] == "mirrored"
 
 
+def test_a_half_written_release_is_swept_where_that_is_asked_for(directory_scene: Scene) -> None:
+    directory_scene.train()
+    directory_scene.work()
+    begun = directory_scene.settings.home / "supabase" / BUCKET / MODEL / "20200101T000000Z/metrics.json"
+    begun.parent.mkdir()
+    begun.write_bytes(b"{}")
+    os.utime(begun, (0, 0))
+    assert "unclaimed_folder" in sync(directory_scene).out
+    assert "[would be deleted]" in sync(directory_scene, "--sweep", "--dry-run").out
+    assert begun.exists()
+    said = sync(directory_scene, "--sweep")
+    assert (said.code, said.err.splitlines()[-1]) == (0, "1 deleted")
+    assert not begun.parent.exists()
+
+
 def test_only_the_model_that_is_named_is_looked_at(unseen: Scene) -> None:
     assert sync(unseen, "other").err.splitlines()[-1] == "everything is in step"
     assert len(sync(unseen, MODEL).out.splitlines()) == 4

@@ -13,7 +13,7 @@ import pytest
 from supabase_bridge.by_hand import point_to
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import StoreUnavailableError
-from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.layout import METRICS_NAME, ChannelKeys, ReleaseKeys, RunId
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.outbox.events import EventState
 from supabase_bridge.reconcile import Depth
@@ -66,10 +66,12 @@ def release_two(scene: Scene) -> Scene:
     return scene
 
 
-def reconcile(scene: Scene, *, depth: Depth = Depth.LISTED, dry_run: bool = False) -> list[Finding]:
+def reconcile(
+    scene: Scene, *, depth: Depth = Depth.LISTED, dry_run: bool = False, sweep: bool = False
+) -> list[Finding]:
     with existing_stores(scene.settings) as untouched:
         reconciler = scene.runtime.reconciler(untouched if dry_run else scene.runtime.stores)
-        return list(reconciler.run(now=scene.clock(), depth=depth, dry_run=dry_run))
+        return list(reconciler.run(now=scene.clock(), depth=depth, dry_run=dry_run, sweep=sweep))
 
 
 def keys_of(scene: Scene, version: int) -> ReleaseKeys:
@@ -158,6 +160,59 @@ def test_a_folder_that_no_version_claims_is_reported_once_old_and_never_deleted(
     (found,) = reconcile(directory_scene)
     assert (found.kind, found.subject) == (FindingKind.UNCLAIMED_FOLDER, f"{MODEL}/20200101T000000Z/")
     assert directory_scene.objects() == before
+
+
+def begin_a_release(scene: Scene, keys: ReleaseKeys) -> dict[str, bytes]:
+    """What a mirror leaves that was stopped for good before `model_meta.json`; returns the objects without it."""
+    before = scene.objects()
+    for name in (keys.onnx_name, METRICS_NAME, "requirements.txt"):
+        scene.store.create(keys.file(name), b"begun", PutOptions())
+    return before
+
+
+NOBODYS = ReleaseKeys(model_key=MODEL, run_id=RunId.parse("20200101T000000Z"))
+
+
+def test_a_half_written_release_of_nobodys_is_deleted_once_old_where_that_is_asked_for(released: Scene) -> None:
+    without = begin_a_release(released, NOBODYS)
+    begun = released.objects()
+    assert reconcile(released, sweep=True) == []
+    released.clock.advance(LONG)
+    assert kinds(reconcile(released)) == [(FindingKind.UNCLAIMED_FOLDER, Remedy.REPORTED)]
+    assert kinds(reconcile(released, sweep=True, dry_run=True)) == [(FindingKind.UNCLAIMED_FOLDER, Remedy.DELETED)]
+    assert released.objects() == begun
+    assert kinds(reconcile(released, sweep=True)) == [(FindingKind.UNCLAIMED_FOLDER, Remedy.DELETED)]
+    assert released.objects() == without
+
+
+def kept(scene: Scene) -> str:
+    """Why a half-written release stays where its deletion is asked for; and that it stays."""
+    scene.clock.advance(LONG)
+    before = scene.objects()
+    (found,) = reconcile(scene, sweep=True)
+    assert (found.kind, found.remedy) == (FindingKind.UNCLAIMED_FOLDER, Remedy.REPORTED)
+    assert scene.objects() == before
+    return found.detail
+
+
+def test_what_a_mirror_does_not_write_is_not_deleted_with_a_half_written_release(released: Scene) -> None:
+    begin_a_release(released, NOBODYS)
+    released.store.create(NOBODYS.file("notes.txt"), b"mine", PutOptions())
+    assert kept(released).endswith("; it stays: no mirror wrote notes.txt")
+
+
+def test_a_release_that_was_current_once_is_not_deleted_whatever_it_lacks(released: Scene) -> None:
+    first = keys_of(released, 1)
+    released.client.delete_model_version(MODEL, "1")
+    released.work()
+    released.store.delete([first.meta])
+    assert kept(released).endswith(f"; it stays: {MODEL}/latest/history/00000001.json names it")
+
+
+def test_nothing_half_written_is_deleted_while_changes_are_on_their_way(released: Scene) -> None:
+    begin_a_release(released, NOBODYS)
+    released.train()
+    assert "; it stays: changes of the registry are on their way" in kept(released)
 
 
 def test_a_pass_goes_on_with_the_models_that_come_next(directory_scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Change nothing; print what would be done.")
 @click.option("--all", "everything", is_flag=True, help="Try again what failed, and work until all is mirrored.")
 @click.option("--deep", is_flag=True, help="Compare every file of every release with its record.")
+@click.option("--sweep", is_flag=True, help="Delete old half-written releases that belong to no version.")
 @json_option
 @home_option
-def command(model: str | None, dry_run: bool, everything: bool, deep: bool, as_json: bool, home: Path | None) -> None:
+def command(
+    model: str | None, dry_run: bool, everything: bool, deep: bool, sweep: bool, as_json: bool, home: Path | None
+) -> None:
     """Find, for the registered MODEL or for all, what no event said, and bring Supabase in step.
 
     That is: changes made by SQL or by a server without the plugin, releases and manifests that were deleted or edited
@@ -37,6 +40,10 @@ def command(model: str | None, dry_run: bool, everything: bool, deep: bool, as_j
     What is missing is recorded for the worker. With --all this command does the work itself, beside any other worker:
     so an existing registry is mirrored. Stop it and run it again at will: what is complete is not uploaded again. MODEL
     says where to look, and what to try again; the work that --all does is whatever is due, of other models too.
+
+    A folder of a run without model_meta.json that no version calls its own is reported. With --sweep it is deleted,
+    once it is older than temporary_keys_age, where only a mirror's files are in it, no log names it, and no change is
+    on its way.
 
     \b
     Exit codes:  0 in step   1 something failed, or waits for another attempt   2 wrong use or settings
@@ -58,7 +65,8 @@ def command(model: str | None, dry_run: bool, everything: bool, deep: bool, as_j
             take_up_failed(made, model)
         found: list[Finding] = []
         depth = Depth.THOROUGH if deep else Depth.LISTED
-        for finding in reconciler.run(now=datetime.now(timezone.utc), depth=depth, model=model, dry_run=dry_run):
+        now = datetime.now(timezone.utc)
+        for finding in reconciler.run(now=now, depth=depth, model=model, dry_run=dry_run, sweep=sweep):
             found.append(finding)
             if not as_json:
                 click.echo(_line(finding, dry_run=dry_run))
