@@ -3,8 +3,8 @@
 //   supabase secrets set MODEL_TRUSTED_KEY="$(cat public.pem)"
 import { fetchFile, resolve } from "./release.mjs";
 
-let release: Awaited<ReturnType<typeof resolve>> | undefined;
-let meta: Record<string, unknown> = {};
+let release;
+let meta = {};
 
 Deno.serve(async () => {
   try {

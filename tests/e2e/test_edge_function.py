@@ -22,6 +22,8 @@ from tests.simulators.storage import StorageSimulator
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 DRIVER = Path(__file__).with_name("edge_function_driver.mjs")
+ISOLATE = Path(__file__).with_name("edge_function_isolate.mjs")
+EXAMPLE = DRIVER.parents[2] / "examples" / "edge-function"
 ONNX = f"{MODEL}_{FIRST}.onnx"
 
 
@@ -250,13 +252,56 @@ def test_its_canonical_json_is_that_of_python() -> None:
     assert [item["canonical"].encode() for item in said] == [rfc8785.dumps(json.loads(text)) for text in texts]
 
 
+def test_the_function_itself_answers_and_goes_on_with_what_it_knows(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "index.mjs").write_bytes((EXAMPLE / "index.ts").read_bytes())
+    (tmp_path / "release.mjs").write_bytes((EXAMPLE / "release.mjs").read_bytes())
+    manifest = project.simulator.object_bytes(BUCKET, LATEST.manifest)
+    environment = {
+        "SUPABASE_URL": project.simulator.url,
+        "SUPABASE_ANON_KEY": project.simulator.anon_key,
+        "MODEL_TRUSTED_KEY": pem(project.signer),
+        "MODEL_MAX_AGE_SECONDS": str(10**10),
+    }
+    command = [program("node", install="nodejs"), ISOLATE, tmp_path / "index.mjs"]
+    with (
+        (tmp_path / "stderr").open("w") as stderr,
+        subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as isolate,
+    ):
+        assert isolate.stdin is not None
+        assert isolate.stdout is not None
+        requests, answers = isolate.stdin, isolate.stdout
+
+        def ask() -> tuple[int, dict[str, Any]]:
+            print("GET /", file=requests, flush=True)
+            answer = json.loads(answers.readline())
+            return answer["status"], answer["body"]
+
+        assert ask() == (503, {"error": "no release yet"})  # the anonymous key may not read yet
+        project.simulator.let_anon_read(BUCKET)
+        first = (200, {"run_id": FIRST, "signed": True, "embedding_dim": 256})
+        assert ask() == first
+        project.put({})
+        assert ask() == first
+        project.simulator.put_object(BUCKET, LATEST.manifest, manifest)
+        project.bucket.promote(SECOND)
+        second = (200, {**first[1], "run_id": SECOND})
+        assert ask() == second
+        project.simulator.put_object(BUCKET, LATEST.manifest, manifest)
+        assert ask() == second
+        requests.close()
+        assert isolate.wait(60) == 0
+    codes = [line.partition(":")[0] for line in (tmp_path / "stderr").read_text().splitlines()]
+    assert codes == ["absent", "unsigned", "replayed"]
+
+
 def test_the_function_and_its_readme_use_what_the_file_exports() -> None:
-    directory = DRIVER.parents[2] / "examples" / "edge-function"
     exported = set(
-        re.findall(r"^export (?:async )?function (\w+)", (directory / "release.mjs").read_text(), re.MULTILINE)
+        re.findall(r"^export (?:async )?function (\w+)", (EXAMPLE / "release.mjs").read_text(), re.MULTILINE)
     )
     for name in ("index.ts", "README.md"):
-        text = (directory / name).read_text()
+        text = (EXAMPLE / name).read_text()
         used = re.search(r"import \{ ([\w, ]+) \} from \"./release.mjs\"", text)
         assert used is not None
         assert set(used[1].split(", ")) <= exported
