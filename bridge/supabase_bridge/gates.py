@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -37,6 +38,8 @@ _NOT_WORSE = re.compile(
     rf"(?P<metric>{_METRIC})\s+not worse than current by more than\s+(?P<margin>{_NUMBER})"
     r"(?:\s*(?P<better>\((?:higher|lower) is better\)))?"
 )
+_ADDING_IS_OFF_BY = 4 * sys.float_info.epsilon
+"""How far a sum of two decimal numbers may be from the decimal one, against the larger of them."""
 _OPPOSITE = {">=": "<", "<=": ">", ">": "<=", "<": ">="}
 
 
@@ -268,8 +271,10 @@ def _failure(metric: str, value: float, bound: Bound, current: Baseline | None) 
         before = current.metrics.get(metric)
         if before is None or not math.isfinite(before):
             return f"{metric} cannot be compared: {current.name}, which is current, has none"
-        # Rounded as baseline_diff is: 0.70 - 0.01 must not be more than 0.69.
-        limit = round(before + bound.limit, 12)
+        limit = before + bound.limit
+        # As people reckon: 0.70 - 0.01 is not more than 0.69. Without a margin nothing is added, and nothing is off.
+        if bound.limit and abs(value - limit) <= _ADDING_IS_OFF_BY * max(abs(before), abs(bound.limit)):
+            limit = value
         sign = "-" if bound.limit < 0 else "+"
         shown = f"{limit:.12g} ({current.name} has {_shown(before)}"
         shown += f", {sign} {abs(bound.limit):.12g})" if bound.limit else ")"

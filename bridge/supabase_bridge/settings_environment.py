@@ -53,7 +53,9 @@ def _trust_from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     if file := environ.get("SUPABASE_BRIDGE_SIGNING_KEY_FILE", "").strip():
         values["signing_key_file"] = Path(file).absolute()
     if paths := environ.get("SUPABASE_BRIDGE_TRUSTED_KEYS", "").strip():
-        values["trusted_keys"] = tuple(Path(path).absolute() for path in paths.split(os.pathsep) if path)
+        values["trusted_keys"] = tuple(Path(path).absolute() for path in paths.split(os.pathsep) if path.strip())
+        if not values["trusted_keys"]:
+            raise SettingsError("SUPABASE_BRIDGE_TRUSTED_KEYS", f"{paths!r} names no file")
     if word := environ.get("SUPABASE_BRIDGE_REQUIRE_SIGNATURE", "").strip():
         if word not in {"true", "false"}:
             raise SettingsError("SUPABASE_BRIDGE_REQUIRE_SIGNATURE", "expected true or false")

@@ -49,6 +49,8 @@ class PublicKey:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
 
+        if pem.count(b"-----BEGIN ") > 1:
+            raise SettingsError(setting, "more than one key; give them a file each")
         try:
             key = serialization.load_pem_public_key(pem)
         except (ValueError, TypeError, UnsupportedAlgorithm):

@@ -185,7 +185,7 @@ class RegistryFacts:
         return self._connection.execute(statement, values)
 
     def _model_metrics(self, source: str | None) -> dict[str, float]:
-        """The newest of each metric that was logged for the version's logged model."""
+        """The newest of each metric that was logged for the version's logged model, as MLflow finds a run's newest."""
         named = _MODEL_ID.fullmatch(source or "")
         if named is None or _LOGGED_MODEL_METRIC is None:
             return {}
@@ -193,7 +193,7 @@ class RegistryFacts:
         query = (
             sa.select(table.c.metric_name, table.c.metric_value)
             .where(table.c.model_id == named[1])
-            .order_by(table.c.metric_timestamp_ms, table.c.metric_step)
+            .order_by(table.c.metric_step, table.c.metric_timestamp_ms, table.c.metric_value)
         )
         return {row.metric_name: _number(row.metric_value) for row in self._connection.execute(query)}
 

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from supabase_bridge.outbox.events import EventState
@@ -103,6 +104,36 @@ def test_metrics_are_judged_as_mlflow_has_stored_them(scene_with: SceneWith, log
     version = scene.register(run_id)
     with pytest.raises(MlflowException, match=f"two_tower v1 cannot go to Production: recall@20 {said}"):
         scene.promote(version)
+
+
+if hasattr(MlflowClient, "create_logged_model"):
+
+    @pytest.mark.parametrize(
+        ("logged", "refused"),
+        [
+            ([(2, 1_000, 0.61), (1, 2_000, 0.9)], True),  # the highest step counts, as MLflow itself has it for runs
+            ([(2, 1_000, 0.9), (1, 2_000, 0.61)], False),
+            ([(1, 1_000, 0.9), (1, 2_000, 0.61)], True),
+        ],
+    )
+    def test_the_newest_metrics_of_the_versions_own_logged_model_count_more_than_its_runs(
+        scene_with: SceneWith, logged: list[tuple[int, int, float]], refused: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scene = scene_with(RECALL)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", scene.client.tracking_uri)
+        run_id = scene.log_run(running=True)
+        experiment = scene.client.get_run(run_id).info.experiment_id
+        own = scene.client.create_logged_model(experiment, source_run_id=run_id).model_id
+        for step, at_ms, value in logged:
+            scene.client.log_metric(run_id, "recall_at_20", value, timestamp=at_ms, step=step, model_id=own)
+        scene.client.log_metric(run_id, "recall_at_20", 0.61 if not refused else 0.9, step=3)
+        version = scene.register(run_id, source=f"models:/{own}")
+        if refused:
+            with pytest.raises(MlflowException, match=r"recall@20 0\.610 < 0\.65"):
+                scene.promote(version)
+        else:
+            scene.promote(version)
+            assert scene.tags(version)["verdict"] == "Production: passed: recall@20 0.900 meets recall@20 >= 0.65"
 
 
 def test_a_gate_that_warns_is_heard_when_the_pointer_moves(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,37 @@ def test_a_value_is_held_against_a_bound(criterion: str, met: list[float], faile
 def test_a_value_is_held_against_the_current_versions(criterion: str, met: list[float], failed: list[float]) -> None:
     assert [reason(criterion, value, V3) for value in met] == [""] * len(met)
     assert all(reason(criterion, value, V3) for value in failed)
+
+
+@pytest.mark.parametrize("before", [2 / 3, 1 / 3, 0.1 + 0.2, 4e-13, 1e-300, 123_456.789, -2 / 3, 0.0])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        "recall@20 >= current",
+        "recall@20 <= current",
+        "recall@20 not worse than current by more than 0",
+        "recall@20 not worse than current by more than 0.01",
+    ],
+)
+def test_a_value_that_is_exactly_the_current_versions_is_no_worse(criterion: str, before: float) -> None:
+    assert reason(criterion, before, Baseline(name="v3", metrics={"recall@20": before})) == ""
+
+
+@pytest.mark.parametrize(("before", "value"), [(4e-13, 1e-13), (2 / 3, 0.6666666666), (1.0, 0.99999999)])
+def test_a_small_difference_from_the_current_version_is_one(before: float, value: float) -> None:
+    current = Baseline(name="v3", metrics={"recall@20": before})
+    assert reason("recall@20 >= current", value, current)
+    assert reason("recall@20 > current", value, current)
+    assert reason("recall@20 <= current", value, current) == ""
+
+
+@pytest.mark.parametrize("before", [0.7, 0.3, 1.0, 0.57, 8.1])
+@pytest.mark.parametrize("margin", ["0.01", "0.1", "0.02", "1e-6"])
+def test_the_margin_itself_is_within_the_margin_as_people_reckon(before: float, margin: str) -> None:
+    value = float(Decimal(str(before)) - Decimal(margin))
+    current = Baseline(name="v3", metrics={"recall@20": before})
+    assert reason(f"recall@20 >= current - {margin}", value, current) == ""
+    assert reason(f"recall@20 > current - {margin}", value, current)
 
 
 def test_not_worse_says_which_direction_is_better() -> None:

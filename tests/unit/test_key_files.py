@@ -172,6 +172,21 @@ def test_a_directory_without_keys_trusts_nobody_and_says_so(tmp_path: Path) -> N
         trust_policy(load(tmp_path, SUPABASE_BRIDGE_TRUSTED_KEYS=tmp_path / "keys"))
 
 
+@pytest.mark.parametrize("paths", [":", "::", " : "])
+def test_a_variable_that_names_no_key_does_not_switch_trust_off(tmp_path: Path, keys: Path, paths: str) -> None:
+    with pytest.raises(SettingsError, match="SUPABASE_BRIDGE_TRUSTED_KEYS"):
+        load(tmp_path, f'trusted_keys = ["{keys}"]\n', SUPABASE_BRIDGE_TRUSTED_KEYS=paths)
+
+
+def test_several_keys_in_one_file_are_refused_rather_than_all_but_the_first_forgotten(
+    tmp_path: Path, keys: Path
+) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes((keys / "first.pem").read_bytes() + (keys / "second.pem").read_bytes())
+    with pytest.raises(SettingsError, match=r"both\.pem.*a file each"):
+        trust_policy(load(tmp_path, SUPABASE_BRIDGE_TRUSTED_KEYS=both))
+
+
 def test_a_signing_key_that_is_not_trusted_is_noticed_before_anything_is_signed(tmp_path: Path, keys: Path) -> None:
     settings = load(
         tmp_path,
