@@ -9,13 +9,63 @@ const NESTING_LIMIT = 64;
 const CLOCK_SKEW_MS = 5 * 60_000;
 const MODEL = /^[A-Za-z0-9][A-Za-z0-9_!.*'()&$=;,+ -]{0,119}$/;
 const CHANNEL = /^[a-z][a-z0-9_-]{0,62}$/;
-const RUN_ID = /^[0-9]{8}T[0-9]{6}Z(-[A-Za-z0-9._-]{1,64})?$/;
-const FILE = /^[A-Za-z0-9_/!.*'()&$@=;:+,? -]+$/;
+const RUN_ID = /^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z(?:-[A-Za-z0-9._-]{1,64})?$/;
+const KEY = /^[A-Za-z0-9_/!.*'()&$@=;:+,? -]+$/;
 const SIGNATURE = /^([A-Za-z0-9_-]{1,400})\.\.([A-Za-z0-9_-]{1,200})$/;
 const SHA256 = /^[0-9a-f]{64}$/;
+const TIME = /^(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(\.\d+)?(?:[Zz]|([+-])([01]\d|2[0-3]):([0-5]\d))$/;
+const FIRST_YEAR = Date.parse("0001-01-01T00:00:00Z");
+const AFTER_LAST_YEAR = Date.parse("+010000-01-01T00:00:00Z");
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
+const isText = (value) => typeof value === "string";
+const isPlain = (key) =>
+  isText(key) && KEY.test(key) && key.split("/").every((part) => !["", ".", ".."].includes(part) && part.length <= 255);
+
+// What a manifest is made of: each field, and what it may be.
+const isWhole = Number.isSafeInteger;
+const isTime = (value) => isText(value) && !Number.isNaN(instant(value));
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const optional = (is) => (value) => value === undefined || value === null || is(value);
+const object = (fields) => (value) => isObject(value) && Object.entries(fields).every(([name, is]) => is(value[name]));
+const isRecord = object({
+  size_bytes: (value) => isWhole(value) && value >= 0,
+  sha256: (value) => isText(value) && SHA256.test(value),
+});
+const POINTER = {
+  run_id: isText,
+  published_at: optional(isTime),
+  onnx_path: isText,
+  meta_path: optional(isText),
+  metrics_path: optional(isText),
+  model_version: optional(isWhole),
+};
+const CURRENT = {
+  ...POINTER,
+  published_at: isTime,
+  meta_path: isText,
+  metrics_path: isText,
+  files: (value) => value === undefined || (isObject(value) && Object.values(value).every(isRecord)),
+};
+const CAUSE = {
+  registry_id: optional(isText),
+  event_id: optional(isWhole),
+  by_hand: optional((value) => typeof value === "boolean"),
+};
+const MANIFEST = {
+  model_name: isText,
+  current: object(CURRENT),
+  previous: (value) => value === undefined || (Array.isArray(value) && value.every(object(POINTER))),
+  release_notes: optional(isText),
+  channel: isText,
+  sequence: (value) => isWhole(value) && value >= 1 && value <= 99_999_999,
+  cause: optional(object(CAUSE)),
+  confirmed_at: optional(isTime),
+  signature: optional(isText),
+};
 
 /** Why a release is not had. `code` is one of: absent, denied, unavailable, late, too-large, redirected, malformed, unsigned,
- * signature, unknown-key, wrong, path, replayed, forked, expired, corrupt, settings. */
+ * signature, unknown-key, wrong, path, replayed, forked, expired, future, corrupt, settings. */
 export class ReleaseError extends Error {
   constructor(code, message, options) {
     super(message, options);
@@ -30,32 +80,37 @@ export class ReleaseError extends Error {
  * @param {object} options
  * @param {string} options.model the model's folder in the bucket
  * @param {string} [options.channel] "latest" by default
- * @param {string} [options.url] the project's URL; or
- * @param {(key: string) => string | Promise<string>} [options.signedUrl] signs a URL for an object's key
+ * @param {string} [options.url] the project's URL; with `signedUrl` it only tells this project's releases from another one's
+ * @param {(key: string) => string | Promise<string>} [options.signedUrl] signs a URL for an object's key; what it throws
+ *   comes out
  * @param {string} [options.key] an anon or service key; without one the bucket must be public
  * @param {string} [options.bucket] "models" by default
  * @param {string[]} [options.trustedKeys] public keys in PEM; where there are any, an unsigned manifest is refused
  * @param {boolean} [options.requireSignature] to say otherwise
- * @param {number} [options.maxAgeSeconds] how long ago the manifest may have been published
+ * @param {number} [options.maxAgeSeconds] how long ago the manifest may have been published, or confirmed
  * @param {object} [options.previous] what an earlier call returned: an unchanged manifest is not sent again, an older one is
- *   refused
+ *   refused; it counts for the same project, bucket, model and channel
  * @param {number} [options.minSequence] the highest sequence that was seen, where only that was kept
  * @param {number} [options.timeoutMs] how long it may take in all, 10 s by default
  * @param {typeof fetch} [options.fetch]
+ * @param {() => number} [options.now] the time in milliseconds since 1970
  * @returns {Promise<object>} frozen: model, channel, runId, sequence, publishedAt, signed, keyId, files, onnxPath, metaPath,
  *   metricsPath, manifest
  */
 export async function resolve(options) {
-  const { model, channel = "latest", previous, now = () => Date.now() } = options;
+  const { model, channel = "latest", previous, minSequence = 0, maxAgeSeconds = Infinity, now = () => Date.now() } = options;
+  const source = reading(options);
   const keys = await trusted(options.trustedKeys ?? []);
   const required = options.requireSignature ?? keys.size > 0;
-  if (typeof model !== "string" || !MODEL.test(model) || /[ .]$/.test(model)) throw new ReleaseError("settings", "no model");
-  if (!CHANNEL.test(channel)) throw new ReleaseError("settings", `${channel} cannot be a channel`);
-  if (required && keys.size === 0) throw new ReleaseError("settings", "a signature is required, and no key is trusted");
-  const known = previous?.model === model && previous.channel === channel ? previous : undefined;
+  settle(isText(model) && MODEL.test(model) && !/[ .]$/.test(model), "model: no folder has that name");
+  settle(isText(channel) && CHANNEL.test(channel), "channel: no channel has that name");
+  settle(!required || keys.size > 0, "a signature is required, and no key is trusted");
+  settle(isWhole(minSequence) && minSequence >= 0, "minSequence: expected a whole number");
+  settle(typeof maxAgeSeconds === "number" && maxAgeSeconds >= 0, "maxAgeSeconds: expected a number of seconds");
+  const same = previous?.model === model && previous.channel === channel && previous.source?.place === source.place;
+  const known = same ? previous : undefined;
 
   const key = `${model}/${channel}/manifest.json`;
-  const source = reading(options);
   const headers = known?.etag ? { "if-none-match": known.etag } : {};
   const answer = await read(source, key, { limit: DOCUMENT_LIMIT_BYTES, headers, fresh: true, conditional: Boolean(known) });
   const bytes = answer.bytes ?? known.bytes;
@@ -67,16 +122,9 @@ export async function resolve(options) {
   const keyId = await signer(signature, canonicalText, keys, required);
   check(manifest, { model, channel, signed: keyId !== undefined });
   const digest = await sha256(new TextEncoder().encode(canonicalText));
-  const seen = Math.max(known?.sequence ?? 0, options.minSequence ?? 0);
-  if (manifest.sequence < seen) throw new ReleaseError("replayed", `sequence ${manifest.sequence}, and ${seen} was seen before`);
-  if (known?.sequence === manifest.sequence && known.digest !== digest) {
-    throw new ReleaseError("forked", `sequence ${manifest.sequence} was seen before with other content`);
-  }
+  checkOrder(manifest, digest, known, minSequence);
+  if (maxAgeSeconds !== Infinity) checkAge(manifest, maxAgeSeconds, now());
   const { current } = manifest;
-  if (options.maxAgeSeconds !== undefined) {
-    const age = now() - Date.parse(manifest.confirmed_at ?? current.published_at);
-    if (!(age >= -CLOCK_SKEW_MS && age <= options.maxAgeSeconds * 1000)) throw new ReleaseError("expired", "too old");
-  }
   return freeze({
     model, channel, etag, bytes, digest, source, manifest, keyId,
     runId: current.run_id,
@@ -99,8 +147,12 @@ export async function resolve(options) {
  * @returns {Promise<Uint8Array>}
  */
 export async function fetchFile(release, name = release.onnxPath.split("/").at(-1), { timeoutMs = 60_000 } = {}) {
-  const record = Object.hasOwn(release.files, name) ? release.files[name] : undefined;
-  if (record === undefined) throw new ReleaseError("absent", `the manifest has no record of ${name}`);
+  settle(isDuration(timeoutMs), "timeoutMs: expected milliseconds");
+  // `resolve` saw to all this; here it holds for what somebody made of its release since.
+  if (!isPlain(name)) throw new ReleaseError("path", "the file's name leads elsewhere");
+  if (!Object.hasOwn(release.files, name)) throw new ReleaseError("absent", `the manifest has no record of ${brief(name)}`);
+  const record = release.files[name];
+  if (!isRecord(record)) throw new ReleaseError("malformed", `the record of ${brief(name)} is none`);
   const key = `${release.model}/${release.runId}/${name}`;
   const { bytes } = await read({ ...release.source, timeoutMs }, key, { limit: record.size_bytes, corrupt: true });
   if (bytes.length !== record.size_bytes || (await sha256(bytes)) !== record.sha256) {
@@ -117,20 +169,52 @@ export function canonical(value) {
   return `{${members.join(",")}}`;
 }
 
-function reading({ url, bucket = "models", key, signedUrl, timeoutMs = 10_000, fetch: fetching = globalThis.fetch }) {
-  if (Boolean(url) === Boolean(signedUrl)) throw new ReleaseError("settings", "give url or signedUrl");
-  return { url, bucket, key, signedUrl, timeoutMs, fetching };
+function settle(holds, problem) {
+  if (!holds) throw new ReleaseError("settings", problem);
 }
 
-/** An object's bytes, at most `limit` of them, within the time; no bytes where it is unchanged. */
-async function read(source, key, { limit, headers = {}, fresh = false, conditional = false, corrupt = false }) {
-  const signal = AbortSignal.timeout(source.timeoutMs);
-  const path = key.split("/").map(encodeURIComponent).join("/");
-  const route = source.key ? "object" : "object/public";
-  // No cache on the way knows a new nonce: a hosted CDN may be a minute behind.
-  const own = `${source.url}/storage/v1/${route}/${encodeURIComponent(source.bucket)}/${path}`;
-  const address = source.signedUrl ? await source.signedUrl(key) : own + (fresh ? `?cacheNonce=${crypto.randomUUID()}` : "");
-  const sent = source.key && !source.signedUrl ? { apikey: source.key, authorization: `Bearer ${source.key}` } : {};
+const isDuration = (value) => typeof value === "number" && value > 0 && value <= LONGEST_TIMER_MS;
+const brief = (text) => text.slice(0, 200);
+
+function isHttp(url) {
+  try {
+    return /^https?:\/\//i.test(url) && new URL(url).hostname !== "";
+  } catch {
+    return false;
+  }
+}
+
+/** Where is read from; `place` is equal for equal buckets. */
+function reading({ url, bucket = "models", key, signedUrl, timeoutMs = 10_000, fetch: fetching = globalThis.fetch }) {
+  settle(Boolean(url || signedUrl) && !(key && signedUrl), "give url, with or without key, or signedUrl");
+  settle(!url || (isHttp(url) && !/[@?#]/.test(url)), "url: expected https://<project>.supabase.co");
+  settle(!key || (isText(key) && /^[!-~]+$/.test(key)), "key: it has characters that no key has");
+  settle(isPlain(bucket) && !bucket.includes("/"), "bucket: no bucket has that name");
+  settle(isDuration(timeoutMs), "timeoutMs: expected milliseconds");
+  const place = `${signedUrl ? "signed URLs of " : ""}${url ? new URL(url).origin : "a project"} bucket ${bucket}`;
+  return { url: url?.replace(/\/+$/, ""), bucket, key, signedUrl, timeoutMs, fetching, place };
+}
+
+/** An object's bytes, at most `limit` of them, within the time, whatever the other side does; no bytes where it is unchanged. */
+async function read(source, key, options) {
+  if (!isPlain(key)) throw new ReleaseError("path", "a key leads elsewhere");
+  const stop = new AbortController();
+  let timer;
+  const late = new Promise((_, reject) => {
+    const error = new ReleaseError("late", `${key} did not come in ${source.timeoutMs} ms`);
+    timer = setTimeout(() => reject(error), source.timeoutMs);
+  });
+  try {
+    return await Promise.race([request(source, key, options, stop.signal), late]);
+  } finally {
+    clearTimeout(timer);
+    stop.abort(); // What is unread of an answer is not waited for.
+  }
+}
+
+async function request(source, key, { limit, headers = {}, fresh = false, conditional = false, corrupt = false }, signal) {
+  const address = source.signedUrl ? await signedAddress(source, key) : ownAddress(source, key, fresh);
+  const sent = source.key ? { apikey: source.key, authorization: `Bearer ${source.key}` } : {};
   try {
     const response = await source.fetching(address, {
       headers: { "accept-encoding": "identity", ...sent, ...headers },
@@ -145,9 +229,21 @@ async function read(source, key, { limit, headers = {}, fresh = false, condition
     return { bytes: await body(response, key, limit, corrupt), etag: response.headers.get("etag") ?? undefined };
   } catch (error) {
     if (error instanceof ReleaseError) throw error;
-    if (signal.aborted) throw new ReleaseError("late", `${key} did not come in ${source.timeoutMs} ms`, { cause: error });
     throw new ReleaseError("unavailable", `${key} could not be read`, { cause: error });
   }
+}
+
+function ownAddress(source, key, fresh) {
+  const route = source.key ? "object" : "object/public";
+  const path = [source.bucket, ...key.split("/")].map(encodeURIComponent).join("/");
+  // No cache on the way knows a new nonce: a hosted CDN may be a minute behind.
+  return `${source.url}/storage/v1/${route}/${path}` + (fresh ? `?cacheNonce=${crypto.randomUUID()}` : "");
+}
+
+async function signedAddress(source, key) {
+  const address = await source.signedUrl(key);
+  settle(isHttp(address), `signedUrl: what it gives for ${key} is no URL`);
+  return address;
 }
 
 async function body(response, key, limit, corrupt) {
@@ -185,107 +281,147 @@ async function refusal(response, key) {
   return new ReleaseError("denied", `${key}: HTTP ${status}; check the key and the bucket's policy`);
 }
 
-// Whether an object of a valid JSON text has a name twice: JSON.parse keeps the last, another reader may keep the first.
-function namesTwice(text) {
+/** A JSON object that every reader reads as the same one. */
+function jsonObject(bytes) {
+  const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  const value = JSON.parse(text);
+  if (!isObject(value)) throw new Error("no object");
+  refuseAmbiguous(text);
+  return value;
+}
+
+// JSON.parse keeps the last of two equal names, where another reader may keep the first; it rounds large whole numbers, and
+// takes 1e999 and half a surrogate pair, which nobody can write back.
+function refuseAmbiguous(text) {
   const open = [];
   let before = "";
-  for (const [token] of text.matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\]:,]/g)) {
-    if (token === "{" || token === "[") open.push(new Set());
-    else if (token === "}" || token === "]") open.pop();
+  for (const [token] of text.matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\]:,]|[^\s{}[\]:,"]+/g)) {
+    if (token === "}" || token === "]") open.pop();
     else if (token === ":") {
       const name = JSON.parse(before);
-      if (open.at(-1).has(name)) return true;
+      if (open.at(-1).has(name)) throw new Error("a name comes twice");
       open.at(-1).add(name);
+    } else if (token !== ",") {
+      if (open.length >= NESTING_LIMIT) throw new Error("nested too deeply");
+      if (token === "{" || token === "[") open.push(new Set());
+      else if (token.startsWith('"')) refuseHalfCharacters(token);
+      else if (/^[-\d]/.test(token)) refuseInexact(token);
     }
     before = token;
   }
-  return false;
+}
+
+function refuseHalfCharacters(token) {
+  if (token.includes("\\u") && /\p{Surrogate}/u.test(JSON.parse(token))) throw new Error("half a surrogate pair");
+}
+
+function refuseInexact(token) {
+  const isHeld = /[.eE]/.test(token) ? Number.isFinite : isWhole;
+  if (!isHeld(Number(token))) throw new Error("a number that JavaScript cannot hold");
+}
+
+/** Milliseconds since 1970 of an RFC 3339 time; NaN where it is none. */
+function instant(text) {
+  const [, day, time, fraction = "", sign, hours, minutes] = TIME.exec(text) ?? [];
+  const local = Date.parse(`${day}T${time}Z`);
+  // Date.parse takes 30 February for 2 March.
+  if (Number.isNaN(local) || new Date(local).toISOString() !== `${day}T${time}.000Z`) return NaN;
+  const ahead = sign === undefined ? 0 : Number(`${sign}1`) * (Number(hours) * 60 + Number(minutes)) * 60_000;
+  const at = local + Number(`0${fraction}`) * 1000 - ahead;
+  return at >= FIRST_YEAR && at < AFTER_LAST_YEAR ? at : NaN;
+}
+
+function isRunId(text) {
+  const [, year, month, day, hour, minute, second] = RUN_ID.exec(text) ?? [];
+  return isTime(`${year}-${month}-${day}T${hour}:${minute}:${second}Z`);
 }
 
 function parse(bytes) {
   try {
-    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-    const value = JSON.parse(text);
-    if (namesTwice(text)) throw new Error("a name comes twice");
-    if (value === null || typeof value !== "object" || Array.isArray(value)) throw new Error("no object");
-    let level = [value];
-    for (let depth = 0; level.length > 0; depth += 1) {
-      if (depth > NESTING_LIMIT) throw new Error("nested too deeply");
-      level = level.flatMap((item) => Object.values(item)).filter((item) => item !== null && typeof item === "object");
-    }
-    return value;
+    return jsonObject(bytes);
   } catch (error) {
     throw new ReleaseError("malformed", "the manifest is no JSON object", { cause: error });
   }
 }
 
-/** Refuse what is not exactly where the layout has it. */
+/** Refuse what is no manifest, or not exactly where the layout has it. */
 function check(manifest, { model, channel, signed }) {
-  const { current, files = current?.files } = manifest;
+  const wrong = Object.keys(MANIFEST).find((field) => !MANIFEST[field](manifest[field]));
+  if (wrong !== undefined) throw new ReleaseError("malformed", `${wrong} is not as the format has it`);
   if (manifest.model_name !== model || manifest.channel !== channel) {
     throw new ReleaseError("wrong", "it is the manifest of another model or channel");
   }
-  if (!Number.isSafeInteger(manifest.sequence) || manifest.sequence < 1 || typeof current !== "object" || current === null) {
-    throw new ReleaseError("malformed", "no sequence, or no current release");
-  }
-  if (Number.isNaN(Date.parse(current.published_at))) throw new ReleaseError("malformed", "no published_at");
-  for (const pointer of [current, ...(manifest.previous ?? [])]) {
-    if (typeof pointer?.run_id !== "string" || !RUN_ID.test(pointer.run_id)) throw new ReleaseError("path", "no run_id");
-    const prefix = `${model}/${pointer.run_id}/`;
-    const expected = {
-      onnx_path: `${prefix}${model}_${pointer.run_id}.onnx`,
-      meta_path: `${prefix}model_meta.json`,
-      metrics_path: `${prefix}metrics.json`,
-    };
-    for (const [field, path] of Object.entries(expected)) {
-      const optional = pointer !== current && field !== "onnx_path";
-      if (pointer[field] !== path && !(optional && pointer[field] === undefined)) {
-        throw new ReleaseError("path", `${field} leads elsewhere`);
-      }
-    }
-  }
-  for (const [name, record] of Object.entries(files ?? {})) {
-    if (!FILE.test(name) || name.split("/").some((part) => ["", ".", ".."].includes(part) || part.length > 255)) {
-      throw new ReleaseError("path", "a file's name leads elsewhere");
-    }
-    if (!Number.isSafeInteger(record?.size_bytes) || record.size_bytes < 0 || !SHA256.test(record.sha256)) {
-      throw new ReleaseError("malformed", `no record of ${name}`);
-    }
-  }
+  const { current, previous = [] } = manifest;
+  for (const pointer of [current, ...previous]) checkPaths(pointer, model);
+  const { files = {} } = current;
+  if (!Object.keys(files).every(isPlain)) throw new ReleaseError("path", "a file's name leads elsewhere");
   const needed = [`${model}_${current.run_id}.onnx`, "model_meta.json", "metrics.json"];
-  if (signed && !needed.every((name) => Object.hasOwn(files ?? {}, name))) {
+  if (signed && !needed.every((name) => Object.hasOwn(files, name))) {
     throw new ReleaseError("malformed", "it is signed, but has no record of every file");
   }
 }
 
+function checkPaths(pointer, model) {
+  if (!isRunId(pointer.run_id)) throw new ReleaseError("path", "a run_id is none");
+  const prefix = `${model}/${pointer.run_id}/`;
+  const expected = {
+    onnx_path: `${prefix}${model}_${pointer.run_id}.onnx`,
+    meta_path: `${prefix}model_meta.json`,
+    metrics_path: `${prefix}metrics.json`,
+  };
+  for (const [field, path] of Object.entries(expected)) {
+    if ((pointer[field] ?? path) !== path) throw new ReleaseError("path", `${field} leads elsewhere`);
+  }
+}
+
+function checkOrder({ sequence }, digest, known, minSequence) {
+  const seen = Math.max(known?.sequence ?? 0, minSequence);
+  if (sequence < seen) throw new ReleaseError("replayed", `sequence ${sequence}, and ${seen} was seen before`);
+  if (known?.sequence === sequence && known.digest !== digest) {
+    throw new ReleaseError("forked", `sequence ${sequence} was seen before with other content`);
+  }
+}
+
+function checkAge({ confirmed_at, current }, maxAgeSeconds, now) {
+  const time = confirmed_at ?? current.published_at;
+  const age = now - instant(time);
+  // Said so that no age at all, from a clock that is none, is refused too.
+  if (!(age >= -CLOCK_SKEW_MS)) {
+    throw new ReleaseError("future", `it was published at ${time}, and this machine's clock says ${new Date(now).toUTCString()}`);
+  }
+  if (!(age <= maxAgeSeconds * 1000)) throw new ReleaseError("expired", `it was published at ${time}, longer ago than maxAgeSeconds`);
+}
+
 /** The id of the trusted key that signed: a detached JWS (RFC 7515, appendix F), ES256. */
 async function signer(signature, text, keys, required) {
-  if (signature === undefined) {
+  if (signature === undefined || signature === null) {
     if (required) throw new ReleaseError("unsigned", "the manifest is not signed");
     return undefined;
   }
   if (keys.size === 0) return undefined;
-  const parts = typeof signature === "string" ? SIGNATURE.exec(signature) : null;
-  let header;
+  let encoded, header, end;
   try {
-    header = JSON.parse(new TextDecoder().decode(fromBase64url(parts[1])));
+    [, encoded, end] = SIGNATURE.exec(isText(signature) ? signature : "");
+    header = jsonObject(fromBase64url(encoded));
+    end = fromBase64url(end);
   } catch (error) {
     throw new ReleaseError("signature", "it is no detached JWS", { cause: error });
   }
   // Nothing but these two: nothing in a signature can bring its own key or rules.
-  if (header?.alg !== "ES256" || typeof header.kid !== "string" || Object.keys(header).length !== 2) {
+  if (header.alg !== "ES256" || !isText(header.kid) || Object.keys(header).length !== 2) {
     throw new ReleaseError("signature", "its header has another form");
   }
   const key = keys.get(header.kid);
-  if (key === undefined) throw new ReleaseError("unknown-key", `key ${header.kid.slice(0, 60)} is not trusted`);
-  const signed = new TextEncoder().encode(`${parts[1]}.${toBase64url(new TextEncoder().encode(text))}`);
-  const good = await crypto.subtle.verify({ name: "ECDSA", hash: "SHA-256" }, key, fromBase64url(parts[2]), signed);
+  if (key === undefined) throw new ReleaseError("unknown-key", `key ${JSON.stringify(header.kid.slice(0, 60))} is not trusted`);
+  const signed = new TextEncoder().encode(`${encoded}.${toBase64url(new TextEncoder().encode(text))}`);
+  const good = await crypto.subtle.verify({ name: "ECDSA", hash: "SHA-256" }, key, end, signed);
   if (!good) throw new ReleaseError("signature", "the manifest was changed after it was signed");
   return header.kid;
 }
 
 /** Keys by their RFC 7638 thumbprint. */
 async function trusted(pems) {
+  settle(Array.isArray(pems), "trustedKeys: expected a list of keys");
   const keys = new Map();
   for (const pem of pems) {
     try {

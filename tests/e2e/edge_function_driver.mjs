@@ -1,4 +1,6 @@
 // Reads options as JSON from standard input, resolves and fetches with the example's own file, and prints what came of it.
+// A step: {options} of its own; {put} before it; {manifest}, the bytes in base64 to answer every request with; {now} in ms;
+// {previous: true} gives back the last release; {fetch} a file, of that release as {release} changes it.
 import { canonical, fetchFile, resolve } from "../../examples/edge-function/release.mjs";
 
 const chunks = [];
@@ -6,6 +8,15 @@ for await (const chunk of process.stdin) chunks.push(chunk);
 const { steps, options } = JSON.parse(Buffer.concat(chunks).toString());
 const said = [];
 let previous;
+
+function own({ manifest, now }, signed) {
+  const made = {};
+  if (signed !== undefined) made.signedUrl = signed === "never" ? () => new Promise(() => {}) : (key) => signed[key];
+  if (manifest !== undefined) made.fetch = async () => new Response(Buffer.from(manifest, "base64"));
+  if (now !== undefined) made.now = () => now;
+  return made;
+}
+
 for (const step of steps) {
   try {
     if (step.canonical !== undefined) {
@@ -13,14 +24,15 @@ for (const step of steps) {
       continue;
     }
     if (step.put) await fetch(step.put.url, { method: "PUT", headers: step.put.headers, body: step.put.body });
-    const signedUrl = options.signed ? (key) => options.signed[key] : undefined;
-    const release = await resolve({ ...options, ...step.options, signedUrl, previous: step.previous ? previous : undefined });
+    const { signed: urls, ...given } = { ...options, ...step.options };
+    const release = await resolve({ ...given, ...own(step, urls), previous: step.previous ? previous : undefined });
     previous = release;
     const { runId, sequence, signed, keyId, onnxPath } = release;
-    const file = step.fetch === undefined ? undefined : Buffer.from(await fetchFile(release, step.fetch || undefined)).toString("base64");
+    const changed = step.release ? { ...release, ...step.release } : release;
+    const file = step.fetch === undefined ? undefined : Buffer.from(await fetchFile(changed, step.fetch || undefined)).toString("base64");
     said.push({ runId, sequence, signed, keyId, onnxPath, file, frozen: Object.isFrozen(release.files) });
   } catch (error) {
-    said.push({ code: error.code ?? `unexpected: ${error.stack}` });
+    said.push(error.name === "ReleaseError" ? { code: error.code, message: error.message } : { code: `raw: ${error.stack}` });
   }
 }
 console.log(JSON.stringify(said));

@@ -7,38 +7,23 @@ import json
 import re
 import subprocess
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 import rfc8785
 
-from supabase_bridge.signing import Signer
 from tests.consumers import BUCKET, FIRST, LATEST, MODEL, SECOND, Bucket, new_signer
+from tests.edge_function import DRIVER, drive, explain, pem
 from tests.requirements_on_machine import program
 from tests.simulators.hostile import answer, hostile
 from tests.simulators.storage import StorageSimulator
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-DRIVER = Path(__file__).with_name("edge_function_driver.mjs")
 ISOLATE = Path(__file__).with_name("edge_function_isolate.mjs")
 EXAMPLE = DRIVER.parents[2] / "examples" / "edge-function"
 ONNX = f"{MODEL}_{FIRST}.onnx"
-
-
-def drive(options: dict[str, Any], *steps: dict[str, Any]) -> list[dict[str, Any]]:
-    """What came of each step."""
-    node = program("node", install="nodejs")
-    given = json.dumps({"options": {"model": MODEL, **options}, "steps": steps or [{}]})
-    done = subprocess.run([node, DRIVER], input=given, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    said: list[dict[str, Any]] = json.loads(done.stdout)
-    return said
-
-
-def pem(signer: Signer) -> str:
-    return signer.public.pem.decode()
 
 
 class Project:
@@ -144,6 +129,26 @@ def test_an_older_manifest_than_one_seen_is_refused(project: Project) -> None:
     assert (said[0]["sequence"], said[1]) == (2, {"code": "replayed"})
 
 
+@pytest.mark.parametrize("what", ["bucket", "project", "signed URLs"])
+def test_what_was_seen_elsewhere_says_nothing_about_this_bucket(project: Project, what: str) -> None:
+    first = project.simulator.object_bytes(BUCKET, LATEST.manifest)
+    project.bucket.promote(SECOND)
+    with StorageSimulator() as other:
+        other.put_object(BUCKET, LATEST.manifest, first)
+        project.simulator.put_object("others", LATEST.manifest, first)
+        elsewhere: dict[str, dict[str, Any]] = {
+            "bucket": {"bucket": "others"},
+            "project": {"url": other.url, "key": other.service_key},
+            "signed URLs": {
+                "key": None,
+                "url": other.url,
+                "signed": {LATEST.manifest: other.sign(BUCKET, LATEST.manifest)},
+            },
+        }
+        said = project.drive({}, {"previous": True, "options": elsewhere[what]})
+    assert [one.get("sequence") for one in said] == [2, 1]
+
+
 TAMPERED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "the run_id": ("signature", lambda m: m["current"].update(run_id=SECOND)),
     "a digest": ("signature", lambda m: m["current"]["files"][ONNX].update(sha256="0" * 64)),
@@ -155,6 +160,7 @@ TAMPERED: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "no signature": ("unsigned", lambda m: m.pop("signature")),
     "half a signature": ("signature", lambda m: m.update(signature=m["signature"][:-20])),
     "no text": ("signature", lambda m: m.update(signature=["x"])),
+    "a signature that is no base64": ("signature", lambda m: m.update(signature=m["signature"].split(".")[0] + "..A")),
     "another algorithm": (
         "signature",
         lambda m: m.update(
@@ -185,7 +191,7 @@ LEADING_ELSEWHERE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "another channel": ("wrong", lambda m: m.update(channel="staging")),
     "onnx_path": ("path", lambda m: m["current"].update(onnx_path=f"other/{FIRST}/{ONNX}")),
     "meta_path": ("path", lambda m: m["current"].update(meta_path="../secret")),
-    "metrics_path": ("path", lambda m: m["current"].pop("metrics_path")),
+    "metrics_path": ("malformed", lambda m: m["current"].pop("metrics_path")),
     "a run_id": ("path", lambda m: m["current"].update(run_id="../../x")),
     "a file": ("path", lambda m: m["current"]["files"].update({"../x": {"size_bytes": 0, "sha256": "0" * 64}})),
     "a record": ("malformed", lambda m: m["current"]["files"].update({"x": {"size_bytes": -1, "sha256": "0" * 64}})),
@@ -203,6 +209,34 @@ def test_an_unsigned_manifest_that_leads_elsewhere_is_refused(project: Project, 
     assert project.drive(trustedKeys=[]) == [{"code": code}]
 
 
+OUTSIDE = "../../../../../../rest/v1/users"
+
+
+@pytest.mark.parametrize("above", [{"files": {}}, {"files": None}, {}])
+def test_no_file_name_of_a_manifest_leads_a_request_out_of_its_release(project: Project, above: dict[str, Any]) -> None:
+    manifest = {**project.manifest(), **above}
+    manifest["current"]["files"][OUTSIDE] = {"size_bytes": 2, "sha256": "0" * 64}
+    project.put(manifest)
+    assert project.drive({"fetch": OUTSIDE}, trustedKeys=[]) == [{"code": "path"}]
+    assert {call.path for call in project.simulator.calls()} == {f"/storage/v1/object/{BUCKET}/{LATEST.manifest}"}
+
+
+def test_a_release_that_the_caller_changed_leads_no_request_out_of_it_either(project: Project) -> None:
+    record = {"size_bytes": 2, "sha256": "0" * 64}
+    changed: list[tuple[str, dict[str, Any], str]] = [
+        (OUTSIDE, {}, "path"),
+        (OUTSIDE, {"files": {OUTSIDE: record}}, "path"),
+        ("summary.md", {}, "absent"),
+        ("toString", {}, "absent"),
+        (ONNX, {"runId": "../.."}, "path"),
+        (ONNX, {"model": ".."}, "path"),
+        (ONNX, {"files": {ONNX: {}}}, "malformed"),
+    ]
+    said = project.drive(*({"fetch": name, "release": release} for name, release, _ in changed))
+    assert said == [{"code": code} for _, _, code in changed]
+    assert {call.path for call in project.simulator.calls()} == {f"/storage/v1/object/{BUCKET}/{LATEST.manifest}"}
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 100 + b"1" + b"}" * 100])
 def test_what_is_no_manifest_is_refused(project: Project, data: bytes) -> None:
     project.simulator.put_object(BUCKET, LATEST.manifest, data)
@@ -217,7 +251,57 @@ def test_a_file_that_is_not_as_recorded_is_refused(project: Project, change: Cal
 
 
 def test_an_old_manifest_is_refused_where_an_age_is_set(project: Project) -> None:
-    assert project.drive(maxAgeSeconds=timedelta(days=1).total_seconds()) == [{"code": "expired"}]
+    (said,) = explain({**project.options, "maxAgeSeconds": timedelta(days=1).total_seconds()})
+    assert (said["code"], "longer ago" in said["message"]) == ("expired", True)
+
+
+def test_a_manifest_from_the_future_is_no_old_one_and_its_refusal_says_so(project: Project) -> None:
+    ahead = datetime.now(timezone.utc) + timedelta(hours=1)
+    project.bucket.promote(SECOND, published_at=ahead)
+    (said,) = explain({**project.options, "maxAgeSeconds": 10**10})
+    assert (said["code"], "this machine's clock" in said["message"]) == ("future", True)
+    assert project.drive()[0]["runId"] == SECOND
+
+
+@pytest.mark.parametrize("slashes", ["/", "//"])
+def test_a_url_may_end_in_a_slash(project: Project, slashes: str) -> None:
+    assert project.drive(url=project.simulator.url + slashes)[0]["runId"] == FIRST
+    assert [call.path for call in project.simulator.calls()] == [f"/storage/v1/object/{BUCKET}/{LATEST.manifest}"]
+
+
+WRONG_OPTIONS: list[dict[str, Any]] = [
+    {"url": None},
+    {"url": "models.example"},
+    {"url": "ftp://models.example"},
+    {"url": "https://name:word@models.example"},
+    {"url": 5},
+    {"key": "two words"},
+    {"key": 5},
+    {"bucket": ".."},
+    {"bucket": "a/b"},
+    {"bucket": 5},
+    {"signed": {}},
+    {"key": None, "signed": {LATEST.manifest: "file:///etc/passwd"}},
+    {"key": None, "signed": {}},
+    {"model": "../x"},
+    {"model": 5},
+    {"channel": "Latest"},
+    {"channel": None},
+    {"trustedKeys": "a key"},
+    {"trustedKeys": [5]},
+    {"trustedKeys": [], "requireSignature": True},
+    {"maxAgeSeconds": "soon"},
+    {"maxAgeSeconds": -1},
+    {"minSequence": "soon"},
+    {"timeoutMs": "soon"},
+    {"timeoutMs": 2**31},
+]
+
+
+def test_settings_that_cannot_be_are_refused_before_anything_is_asked(project: Project) -> None:
+    said = project.drive(*({"options": wrong} for wrong in WRONG_OPTIONS))
+    assert [(wrong, one) for wrong, one in zip(WRONG_OPTIONS, said, strict=True) if one != {"code": "settings"}] == []
+    assert project.simulator.calls() == []
 
 
 def test_what_is_missing_or_denied_is_told_apart(project: Project) -> None:
@@ -240,6 +324,10 @@ def test_a_hostile_server_is_given_up_and_no_redirect_is_followed() -> None:
         with hostile(lambda talk: talk.send(answer(b"", status="302 Found", headers=location))) as server:
             assert drive(options(server.url)) == [{"code": "redirected"}]
         assert elsewhere.heads == []
+
+
+def test_a_signer_that_never_answers_is_given_up() -> None:
+    assert drive({"signed": "never", "timeoutMs": 100}) == [{"code": "late"}]
 
 
 def test_its_canonical_json_is_that_of_python() -> None:
