@@ -1,28 +1,30 @@
-"""What loading a PyTorch file would import, found without loading it; beyond a state_dict's needs it is refused.
+"""What loading a PyTorch file would import or run, found without loading it; beyond a state_dict's needs it is refused.
 
-The scanner picklescan lists the imports of each pickle. What it leaves open is closed here: a pickle must be whole, an
-archive must mean the same to every reader, and an import that nobody knows counts as unsafe.
+An archive must mean the same to every reader, and whatever a reader could unpickle must be harmless.
 
-Source: docs.pytorch.org/docs/stable/notes/serialization.html; PEP 3154 and pickletools for the opcodes.
+Source: docs.pytorch.org/docs/stable/notes/serialization.html; torch/serialization.py and torch/export/pt2_archive.
 """
 
 from __future__ import annotations
 
 import io
-import pickletools
 import struct
+import tarfile
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import IO
 
-from picklescan.scanner import SafetyLevel, scan_pickle_bytes
-
+from supabase_bridge import exported_program_scan as exported
 from supabase_bridge.errors import UnsafePickleError
+from supabase_bridge.pickle_imports import scan_one_pickle, scan_pickles
 
-_PICKLE_LIMIT_BYTES = 16_000_000
+_PROGRAM_LIMIT_BYTES = 100_000_000
 _NESTING_LIMIT = 3
 _MEMBERS_LIMIT = 100_000
 _ZIP_START = b"PK\x03\x04"
+_ZIP_END = b"PK\x05\x06"
+_ZIP_END_SEARCHED_BYTES = 80_000
+"""PyTorch's reader looks so far back from a file's end, in blocks; Python's a little less."""
 _END = struct.Struct("<4s8xLLH")
 _END_LOCATOR = struct.Struct("<4s4xQ4x")
 _LARGE_END = struct.Struct("<4sQ28xQQ")
@@ -30,36 +32,8 @@ _LARGE_END_REST_BYTES = 44
 _IN_LARGE_END = 0xFFFFFFFF
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 _CODE_SUFFIXES = (".so", ".dll", ".dylib", ".pyd")
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_PICKLES = 5
-"""torch.save before 1.6 wrote a magic number, a version, what the system is like, the object and the storages' keys."""
-
-_DTYPES = (
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128 float8_e4m3fn float8_e5m2 "
-    "Size Tensor device UntypedStorage"
-)
-_REBUILT = (
-    "_rebuild_tensor _rebuild_tensor_v3 _rebuild_parameter _rebuild_parameter_with_state _rebuild_qtensor "
-    "_rebuild_sparse_tensor"
-)
-_OF_A_STATE_DICT = frozenset(
-    {
-        *(("torch", name) for name in _DTYPES.split()),
-        *(("torch._utils", name) for name in _REBUILT.split()),
-        ("torch.nn.parameter", "Parameter"),
-        ("torch.storage", "UntypedStorage"),
-        ("torch.storage", "TypedStorage"),
-        ("torch.serialization", "_get_layout"),
-        ("collections", "Counter"),
-        ("builtins", "set"),
-        ("builtins", "bytearray"),
-        ("builtins", "complex"),
-        ("__builtin__", "set"),
-        ("__builtin__", "bytearray"),
-        ("__builtin__", "complex"),
-        ("_codecs", "encode"),
-    }
-)
+_LOADED_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_LOADED_PREFIXES = ("serialized_", "opaque_obj_", "custom_obj_")
 
 
 def scan(file: IO[bytes], name: str, *, allowed: Collection[str]) -> None:
@@ -73,14 +47,35 @@ def scan(file: IO[bytes], name: str, *, allowed: Collection[str]) -> None:
         UnsafePickleError: it names another import, holds machine code, or is nothing that torch.save or torch.export
             writes.
     """
-    start = file.read(len(_ZIP_START))
-    file.seek(0)
-    if start == _ZIP_START:
-        _scan_archive(file, name, frozenset(allowed), depth=1)
-    elif start:
-        _scan_pickles(file, name, frozenset(allowed))
-    else:
+    _scan_loaded(file, name, frozenset(allowed), depth=1)
+
+
+def _scan_loaded(file: IO[bytes], name: str, allowed: frozenset[str], *, depth: int) -> None:
+    """Scan what is given to torch.load or torch.export.load, as each of their readers would take it."""
+    start = file.read(tarfile.BLOCKSIZE)
+    if not start:
         raise UnsafePickleError(name, "it is empty")
+    if _is_tar(start):
+        raise UnsafePickleError(name, "it is a tar archive, which torch.load would unpickle unseen")
+    if start.startswith(_ZIP_START):
+        file.seek(0)
+        _scan_archive(file, name, allowed, depth=depth)
+        return
+    end = file.seek(0, io.SEEK_END)
+    file.seek(max(0, end - _ZIP_END_SEARCHED_BYTES))
+    if _ZIP_END in file.read(_ZIP_END_SEARCHED_BYTES):
+        raise UnsafePickleError(name, "it begins as a pickle and ends as an archive, so each reader takes another part")
+    file.seek(0)
+    scan_pickles(file, name, allowed)
+
+
+def _is_tar(start: bytes) -> bool:
+    """Whether a file begins as a tar archive, which torch.load of a file tries before it unpickles."""
+    try:
+        tarfile.TarInfo.frombuf(start, tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 def _scan_archive(file: IO[bytes], name: str, allowed: frozenset[str], *, depth: int) -> None:
@@ -97,8 +92,9 @@ def _scan_archive(file: IO[bytes], name: str, allowed: frozenset[str], *, depth:
                 raise UnsafePickleError(name, "it has two members of one name")
             if len(members) > _MEMBERS_LIMIT:
                 raise UnsafePickleError(name, f"it has more than {_MEMBERS_LIMIT} members")
+            unpickled = _unpickled(archive, members, name)
             for member in members:
-                found = _scan_member(archive, member, name, allowed, depth) or found
+                found = _scan_member(archive, member, name, allowed, depth, member in unpickled) or found
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise UnsafePickleError(name, f"it is a damaged archive: {str(error)[:200]}") from error
     if not found and not name.lower().endswith(".pt2"):
@@ -128,107 +124,73 @@ def _check_end(file: IO[bytes], name: str) -> None:
     file.seek(0)
 
 
+def _unpickled(archive: zipfile.ZipFile, members: Collection[zipfile.ZipInfo], name: str) -> set[zipfile.ZipInfo]:
+    """The members that a reader gives to torch.load or pickle.
+
+    Among an exported program's weights these are all but the ones of which a description says that they are bare bytes.
+    """
+    raw: set[str] = set()
+    unpickled: set[str] = set()
+    payloads = {member for member in members if exported.is_payload(member.filename.lower())}
+    described = {member for member in payloads if member.filename.lower().endswith(".json")}
+    for member in described:
+        with archive.open(member) as stream:
+            some, others = exported.raw_payloads(_program(stream, member.filename), f"{name}:{member.filename}")
+        raw |= some
+        unpickled |= others
+    return {
+        member
+        for member in members
+        if _is_loaded(member.filename.lower())
+        or (member in payloads - described and _basename(member) not in raw - unpickled)
+    }
+
+
+def _basename(member: zipfile.ZipInfo) -> str:
+    return member.filename.lower().rpartition("/")[2]
+
+
+def _is_loaded(member: str) -> bool:
+    if exported.is_program(member):
+        return False
+    return member.endswith(_LOADED_SUFFIXES) or member.rpartition("/")[2].startswith(_LOADED_PREFIXES)
+
+
 def _scan_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, allowed: frozenset[str], depth: int
+    archive: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    name: str,
+    allowed: frozenset[str],
+    depth: int,
+    is_unpickled: bool,
 ) -> bool:
     """Scan what a reader would take for more than bytes; True where there was such a thing."""
     inside, lower = f"{name}:{member.filename}", member.filename.lower()
     if lower.endswith(_CODE_SUFFIXES):
         raise UnsafePickleError(name, f"{member.filename} is machine code")
-    if lower.endswith(_PICKLE_SUFFIXES):
-        with archive.open(member) as stream:
-            _scan_whole_pickle(_bounded(stream, inside), inside, allowed)
-        return True
+    if "/aotinductor/" in lower:
+        raise UnsafePickleError(
+            name, f"{member.filename} is for a compiled model, which is built and run when it is loaded"
+        )
     with archive.open(member) as stream:
-        if stream.read(len(_ZIP_START)) != _ZIP_START:
+        if lower.endswith(_PICKLE_SUFFIXES):
+            scan_one_pickle(stream, inside, allowed)
+            return True
+        if exported.is_program(lower):
+            exported.scan_program(_program(stream, inside), inside)
             return False
-        if member.compress_type != zipfile.ZIP_STORED:
+        is_archive = stream.read(len(_ZIP_START)) == _ZIP_START
+        if not is_archive and (not is_unpickled or member.file_size == 0):
+            return False
+        if is_archive and member.compress_type != zipfile.ZIP_STORED:
             raise UnsafePickleError(name, f"{member.filename} is a compressed archive within the archive")
         stream.seek(0)
-        _scan_archive(stream, inside, allowed, depth=depth + 1)
+        _scan_loaded(stream, inside, allowed, depth=depth + 1)
     return True
 
 
-def _scan_pickles(file: IO[bytes], name: str, allowed: frozenset[str]) -> None:
-    """Scan a file that begins with a pickle: torch.save's of before 1.6, or a pickle and nothing else."""
-    data = io.BytesIO(file.read(_PICKLE_LIMIT_BYTES))
-    first = _next_pickle(data, name)
-    if not _is_legacy_magic(first):
-        if data.read(1) or file.read(1):
-            raise UnsafePickleError(name, "it is no file of torch.save's: something follows its first pickle")
-        _scan_globals(first, name, allowed)
-        return
-    for _ in range(_LEGACY_PICKLES - 1):
-        _scan_globals(_next_pickle(data, name), name, allowed)
-
-
-def _scan_whole_pickle(data: bytes, name: str, allowed: frozenset[str]) -> None:
-    stream = io.BytesIO(data)
-    pickled = _next_pickle(stream, name)
-    if stream.read(1):
-        raise UnsafePickleError(name, "something follows the pickle's end")
-    _scan_globals(pickled, name, allowed)
-
-
-def _next_pickle(stream: io.BytesIO, name: str) -> bytes:
-    """The bytes of the next pickle, which must be whole."""
-    begin = stream.tell()
-    try:
-        for opcode, _, _ in _opcodes(stream):
-            if opcode.startswith("EXT"):
-                raise UnsafePickleError(
-                    name, "it refers to Python's registry of extensions, so nobody can tell to what"
-                )
-    except UnsafePickleError:
-        raise
-    except (ValueError, EOFError, IndexError, OverflowError, MemoryError, Warning) as error:
-        # Python warns of odd escapes in a pickle's text, which is an error where the program makes warnings errors.
-        problem = f"it is neither an archive nor a pickle of at most {_PICKLE_LIMIT_BYTES} bytes ({str(error)[:100]})"
-        raise UnsafePickleError(name, problem) from error
-    return stream.getvalue()[begin : stream.tell()]
-
-
-def _opcodes(stream: io.BytesIO) -> Iterator[tuple[str, object, int | None]]:
-    for opcode, argument, position in pickletools.genops(stream):
-        yield opcode.name, argument, position
-
-
-def _is_legacy_magic(pickled: bytes) -> bool:
-    operations = [(name, argument) for name, argument, _ in _opcodes(io.BytesIO(pickled)) if name != "PROTO"]
-    return [argument for _, argument in operations] == [_LEGACY_MAGIC, None]
-
-
-def _scan_globals(pickled: bytes, name: str, allowed: frozenset[str]) -> None:
-    """Refuse a pickle by what it imports."""
-    try:
-        result = scan_pickle_bytes(io.BytesIO(pickled), name, multiple_pickles=False)
-    except ValueError as error:
-        raise UnsafePickleError(name, f"its imports cannot be told: {error}") from error
-    if result.scan_err:
-        raise UnsafePickleError(name, "its imports cannot be told")
-    refused = sorted(
-        f"{item.module}.{item.name}"
-        for item in result.globals
-        if item.safety is not SafetyLevel.Innocuous
-        and (item.module, item.name) not in _OF_A_STATE_DICT
-        and not _is_allowed(f"{item.module}.{item.name}", allowed)
-    )
-    if refused:
-        shown = ", ".join(repr(text[:80]) for text in refused[:5])
-        raise UnsafePickleError(
-            name,
-            f"loading it would import {shown}, which no state_dict needs. Save model.state_dict() instead, or name it "
-            "in allowed_pickle_globals in the settings if it is yours",
-        )
-
-
-def _is_allowed(name: str, allowed: frozenset[str]) -> bool:
-    modules = [entry.removesuffix("*") for entry in allowed if entry.endswith(".*")]
-    return name in allowed or name.startswith(tuple(modules))
-
-
-def _bounded(stream: IO[bytes], name: str) -> bytes:
-    data = stream.read(_PICKLE_LIMIT_BYTES + 1)
-    if len(data) > _PICKLE_LIMIT_BYTES:
-        raise UnsafePickleError(name, f"the pickle is larger than {_PICKLE_LIMIT_BYTES} bytes")
+def _program(stream: IO[bytes], name: str) -> bytes:
+    data = stream.read(_PROGRAM_LIMIT_BYTES + 1)
+    if len(data) > _PROGRAM_LIMIT_BYTES:
+        raise UnsafePickleError(name, f"it is larger than {_PROGRAM_LIMIT_BYTES} bytes")
     return data

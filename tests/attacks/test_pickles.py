@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -82,19 +84,102 @@ PLACES: Mapping[str, Callable[[bytes], dict[str, bytes]]] = {
 }
 
 
+def tar_as_well(evil: bytes) -> bytes:
+    """A pickle of one string that is a tar archive as well, of the kind that torch.load unpickles before all else."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w:", format=tarfile.USTAR_FORMAT) as tar:
+        for name in ("storages", "tensors", "pickle"):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(evil)
+            tar.addfile(entry, io.BytesIO(evil))
+    # The first member's name may be anything: torch.load looks for the others by theirs.
+    first = tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT)
+    rest = first[100:] + made.getvalue()
+    begin = b"\x80\x04B" + struct.pack("<L", 100 - 7 + len(rest))
+    data = bytearray(begin.ljust(100, b"\0") + rest)
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    return bytes(data) + b"."
+
+
+def test_the_tar_archive_is_a_pickle_of_one_harmless_string() -> None:
+    data = tar_as_well(b"evil")
+    assert isinstance(pickle.loads(data), bytes)
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        assert tar.getnames()[1:] == ["storages", "tensors", "pickle"]
+
+
+def exported(**members: bytes) -> dict[str, bytes]:
+    written = {"archive_format": b"pt2", "archive_version": b"0", "data/weights/weight_0": b"\0" * 8}
+    return {"two_tower_latest.pt2": archive({f"m/{name}": data for name, data in {**written, **members}.items()})}
+
+
+def described(**files: bool) -> bytes:
+    payloads = {file: {"path_name": file, "use_pickle": use_pickle} for file, use_pickle in files.items()}
+    return json.dumps({"config": payloads}).encode()
+
+
+EXPORTED: Mapping[str, Callable[[bytes], dict[str, bytes]]] = {
+    "a state_dict of an older PyTorch": lambda evil: {
+        "two_tower_latest.pt2": archive({"serialized_state_dict.pt": evil, "version": b"8.2"})
+    },
+    "sample inputs": lambda evil: exported(
+        **{"data/sample_inputs/model.pt": evil, "data/weights/model_weights_config.json": described(weight_0=False)}
+    ),
+    "an opaque object": lambda evil: exported(
+        **{"data/constants/opaque_obj_0": evil, "data/weights/model_weights_config.json": described(weight_0=False)}
+    ),
+    "a weight that its description has unpickled": lambda evil: exported(
+        **{"data/weights/weight_0": evil, "data/weights/model_weights_config.json": described(weight_0=True)}
+    ),
+    "an archive behind a pickle": lambda evil: {
+        "two_tower_latest.pt2": pickle.dumps(archive({"serialized_state_dict.pt": evil}), protocol=4)
+    },
+}
+
+
+def is_refused(scene: Scene, files: Mapping[str, bytes], proof: Path, place: str) -> None:
+    """Promote a version with such files: nothing runs, nothing is released, and its tags say why."""
+    version = scene.train(files={"model/MLmodel": MLMODEL, "model/model.onnx": tiny_onnx(), **files})
+    scene.promote(version)
+    handled = scene.work()
+    assert not proof.exists(), place
+    assert {item.state for item in handled} == {EventState.DEAD}, place
+    assert scene.objects() == {}, place
+    tags = scene.tags(version)
+    assert (tags["status"], tags["error"]) == ("rejected", handled[-1].outcome), place
+
+
+def test_an_exported_program_that_runs_code_when_it_is_loaded_never_reaches_a_release(
+    directory_scene: Scene, tmp_path: Path
+) -> None:
+    proof = tmp_path / "proof"
+    evil = pickle.dumps({"weights": Payload(proof)}, protocol=2)
+    for place, put in EXPORTED.items():
+        is_refused(directory_scene, put(evil), proof, place)
+
+
+def test_an_exported_program_with_python_in_a_size_never_reaches_a_release(
+    directory_scene: Scene, tmp_path: Path
+) -> None:
+    program = json.dumps({"expr_str": f"__import__('os').mkdir('{tmp_path / 'proof'}')"}).encode()
+    files = exported(
+        **{"models/model.json": program, "data/weights/model_weights_config.json": described(weight_0=False)}
+    )
+    is_refused(directory_scene, files, tmp_path / "proof", "size")
+
+
+def test_a_pickle_that_is_also_a_tar_archive_never_reaches_a_release(directory_scene: Scene, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    evil = pickle.dumps({"weights": Payload(proof)}, protocol=2)
+    is_refused(directory_scene, {"two_tower_latest.pt": tar_as_well(evil)}, proof, "tar")
+
+
 def test_weights_that_run_code_never_reach_a_release_and_never_run(directory_scene: Scene, tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     evil = pickle.dumps({"weights": Payload(proof)}, protocol=2)
     for place, put in PLACES.items():
-        files = {"model/MLmodel": MLMODEL, "model/model.onnx": tiny_onnx(), **put(evil)}
-        version = directory_scene.train(files=files)
-        directory_scene.promote(version)
-        handled = directory_scene.work()
-        assert not proof.exists(), place
-        assert {item.state for item in handled} == {EventState.DEAD}, place
-        assert directory_scene.objects() == {}, place
-        tags = directory_scene.tags(version)
-        assert (tags["status"], tags["error"]) == ("rejected", handled[-1].outcome), place
+        is_refused(directory_scene, put(evil), proof, place)
     pickle.loads(evil)
     assert proof.exists()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import struct
 import subprocess
+import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -68,6 +70,76 @@ def legacy(pickled: bytes) -> bytes:
     return b"".join([*small, pickled, pickle.dumps(["0"], protocol=2)]) + struct.pack("<Q", 2) + b"\x80\x02c\xff"
 
 
+def tarred(header: bytes = b"") -> bytes:
+    """A legacy file, or a pickle, that begins as a tar archive does: its first string holds the rest of the header."""
+    data = bytearray((header + b"\x80\x04B" + struct.pack("<L", 1_000)).ljust(1_024, b"\0"))
+    for at, size in ((100, 8), (108, 8), (116, 8), (124, 12), (136, 12)):
+        data[at : at + size] = b"0" * (size - 1) + b"\0"
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data[:512])
+    return bytes(data[: len(header) + 7 + 1_000]) + b"."
+
+
+def payloads(**files: bool) -> bytes:
+    """What torch.export.save says of its weights: each one's file, and whether to unpickle it."""
+    meta = {"dtype": 7, "sizes": [{"as_int": 2}], "device": {"type": "cpu", "index": None}}
+    config = {
+        f"l.{file}": {"path_name": file, "is_param": True, "use_pickle": use_pickle, "tensor_meta": meta}
+        for file, use_pickle in files.items()
+    }
+    return json.dumps({"config": config}).encode()
+
+
+def program(**changed: object) -> bytes:
+    """A program as torch.export.save writes it, with parts of each kind that becomes Python."""
+    size = {"as_expr": {"expr_str": "FloorDiv(Symbol('s77', positive=True, integer=True), Integer(2))", "hint": None}}
+    parts: dict[str, object] = {
+        "target": "torch.ops.aten.linear.default",
+        "size": size,
+        "metadata": {"stack_trace": 'File "/a/b.py", line 6, in forward\n    x = f("ids")', "torch_fn": "a;b"},
+        "arg": {"as_string": "Runtime assertion failed for expression u0 < 9 on node 'lt'"},
+        "in_spec": '[1, {"type": "builtins.dict", "context": "[\\"ids\\"]", "children_spec": []}]',
+        "forward_arg_names": ["x"],
+        "guards_code": ["((-1) + L['x'].size()[1]) != 1"],
+        "torch_version": "2.13.0+cpu",
+    }
+    return json.dumps({**parts, **changed}).encode()
+
+
+def exported(**members: bytes) -> bytes:
+    """What torch.export.save of PyTorch 2.13 writes for a small module, with other members where given."""
+    inputs = archive({"archive/data.pkl": PLAIN, "archive/data/0": b"\x80\x02c", "archive/byteorder": b"little"})
+    written = {
+        "data/weights/weight_0": b"\x80\x02cposix\nsystem\n",
+        "data/weights/weight_1": b"",
+        "data/weights/model_weights_config.json": payloads(weight_0=False, weight_1=False),
+        "data/constants/tensor_0": b"cposix\nsystem\n.",
+        "data/constants/model_constants_config.json": payloads(tensor_0=False),
+        "models/model.json": program(),
+        "data/sample_inputs/model.pt": inputs,
+        "extra/notes.txt": b"hello",
+        "archive_format": b"pt2",
+        "archive_version": b"0",
+        "byteorder": b"little",
+        ".data/version": b"6\n",
+        ".data/serialization_id": b"0" * 40,
+    }
+    return archive({f"m/{name}": data for name, data in {**written, **members}.items()})
+
+
+def before_2_8(**members: bytes) -> bytes:
+    """What torch.export.save wrote before PyTorch 2.8."""
+    tensors = archive({"archive/data.pkl": PLAIN})
+    written = {
+        "serialized_exported_program.json": program(),
+        "serialized_state_dict.pt": tensors,
+        "serialized_constants.pt": tensors,
+        "serialized_example_inputs.pt": b"",
+        "version": b"8.2",
+    }
+    return archive({**written, **members})
+
+
 def scan(path: Path, *, allowed: tuple[str, ...]) -> None:
     with path.open("rb") as file:
         scan_file(file, path.name, allowed=allowed)
@@ -117,6 +189,130 @@ def test_what_torch_save_writes_passes(tmp_path: Path) -> None:
     )
     write_state_dict(tmp_path / "m.pt", train(data, small))
     scan(tmp_path / "m.pt", allowed=())
+
+
+@pytest.mark.parametrize("data", [exported(), before_2_8()], ids=["now", "before 2.8"])
+def test_what_torch_export_writes_passes_raw_weights_and_all(tmp_path: Path, data: bytes) -> None:
+    accepted(tmp_path, data, name="m.pt2")
+
+
+@pytest.mark.parametrize("root", ["models", "data", "weights", "serialized_state", "opaque_obj_1"])
+def test_the_tensors_of_a_state_dict_are_bytes_whatever_its_file_is_called(tmp_path: Path, root: str) -> None:
+    accepted(tmp_path, archive({f"{root}/data.pkl": PLAIN, f"{root}/data/0": b"cposix\nsystem\n(S'x'\ntR."}))
+
+
+UNPICKLED: Mapping[str, Callable[[bytes], bytes]] = {
+    "an older state_dict": lambda evil: before_2_8(**{"serialized_state_dict.pt": evil}),
+    "older constants": lambda evil: before_2_8(**{"serialized_constants.pt": evil}),
+    "older inputs": lambda evil: before_2_8(**{"serialized_example_inputs.pt": evil}),
+    "the oldest state_dict": lambda evil: before_2_8(**{"serialized_state_dict.json": evil}),
+    "inputs": lambda evil: exported(**{"data/sample_inputs/model.pt": evil}),
+    "weights in one file": lambda evil: exported(**{"data/weights/model.pt": evil}),
+    "a custom object": lambda evil: exported(**{"data/constants/custom_obj_0": evil}),
+    "an opaque object": lambda evil: exported(**{"data/constants/opaque_obj_0": evil}),
+    "an opaque object that is said to be raw": lambda evil: exported(
+        **{"data/constants/opaque_obj_0": evil, "data/constants/n_constants_config.json": payloads(opaque_obj_0=False)}
+    ),
+    "a weight to be unpickled": lambda evil: exported(
+        **{"data/weights/weight_0": evil, "data/weights/model_weights_config.json": payloads(weight_0=True)}
+    ),
+    "a weight to be unpickled for one model of two": lambda evil: exported(
+        **{"data/weights/weight_0": evil, "data/weights/other_weights_config.json": payloads(weight_0=True)}
+    ),
+    "a weight in capitals": lambda evil: exported(
+        **{"data/weights/WEIGHT_2": evil, "data/weights/other_weights_config.json": payloads(weight_2=True)}
+    ),
+    "a weight that nothing describes": lambda evil: exported(**{"data/weights/weight_2": evil}),
+    "a file of another kind": lambda evil: archive({"a/data.pkl": PLAIN, "a/more.bin": evil}),
+}
+
+
+@pytest.mark.parametrize("form", ["bare", "legacy"])
+@pytest.mark.parametrize("name", ["m.pt", "m.pt2"])
+@pytest.mark.parametrize("place", UNPICKLED)
+def test_a_bare_pickle_is_refused_wherever_a_reader_would_unpickle_it(
+    tmp_path: Path, proof: Path, place: str, name: str, form: str
+) -> None:
+    evil = pickle.dumps(Call(os.system, f"touch {proof}"))
+    evil = legacy(evil) if form == "legacy" else evil
+    assert "loading it would import 'posix.system'" in refused(tmp_path, UNPICKLED[place](evil), name=name)
+    accepted(tmp_path, UNPICKLED[place](PLAIN), name=name)
+    assert "neither an archive nor a pickle" in refused(tmp_path, UNPICKLED[place](b"bytes"), name=name)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b'{"config": {"a": 1}}',
+        payloads(weight_0=False).replace(b"weight_0", b"../../models/x"),
+        payloads(weight_0=False).replace(b"weight_0", "gewicht_\u00fc".encode()),
+        payloads(weight_0=False).replace(b"false", b"null"),
+        payloads(weight_0=False).replace(b"false", b'false, "use_pickle": true'),
+        b"[" * 100_000,
+    ],
+)
+def test_weights_whose_description_is_open_to_two_readings_are_refused(tmp_path: Path, config: bytes) -> None:
+    assert refused(tmp_path, exported(**{"data/weights/model_weights_config.json": config}), name="m.pt2")
+
+
+EVALUATED: Mapping[str, Mapping[str, object]] = {
+    "a size": {"size": {"expr_str": "__import__('os').system('x')"}},
+    "a size without a string": {"size": {"expr_str": "eval(chr(120))"}},
+    "an attribute of a size": {"size": {"expr_str": "Symbol('s0').real"}},
+    "a guard": {"guards_code": ["__import__('os').system('x')"]},
+    "an attribute in a guard": {"guards_code": ["L.__class__"]},
+    "an argument's name": {"forward_arg_names": ["x: y"]},
+    "an operator": {"target": "torch.os.system"},
+    "a library": {"target": "torch.ops.load_library"},
+    "what is behind an operator": {"target": "torch.ops.aten.__init__.__globals__"},
+    "a function of functions": {"target": "_operator.methodcaller"},
+    "an enum in a tree": {"in_spec": json.dumps([1, {"context": json.dumps({"__enum__": True, "fqn": "this:x"})}])},
+    "an enum in other letters": {"in_spec": '[1, {"context": "{\\"\\\\u005f_enum__\\": true}"}]'},
+    "a factory in a tree": {"out_spec": json.dumps([1, {"context": json.dumps({"default_factory_module": "this"})}])},
+    "a quote in a tree": {"in_spec": json.dumps([1, {"context": json.dumps(["a'+x+\""])}])},
+    "a parameter's name": {"tensor_values": {'a", x())#': {}}},
+    "a target that is an attribute": {"arg": {"as_graph": {"name": 'a"+x()+"'}}},
+}
+
+
+@pytest.mark.parametrize("part", EVALUATED)
+def test_a_program_that_smuggles_python_into_what_is_evaluated_is_refused(tmp_path: Path, part: str) -> None:
+    data = program(**EVALUATED[part])
+    for made in (exported(**{"models/model.json": data}), before_2_8(**{"serialized_exported_program.json": data})):
+        assert "loading it would" in refused(tmp_path, made, name="m.pt2")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000 + b"]" * 100_000])
+def test_a_program_that_is_no_plain_json_is_refused(tmp_path: Path, data: bytes) -> None:
+    assert refused(tmp_path, exported(**{"models/model.json": data}), name="m.pt2")
+
+
+def test_a_compiled_model_is_refused_with_its_sources(tmp_path: Path) -> None:
+    made = exported(**{"data/aotinductor/model/wrapper.cpp": b"int main;"})
+    assert "compiled model" in refused(tmp_path, made, name="m.pt2")
+
+
+def test_a_pickle_that_is_a_tar_archive_as_well_is_refused(tmp_path: Path) -> None:
+    first = pickle.dumps(MAGIC, protocol=2)
+    for data in (tarred(), tarred(first)):
+        assert pickle.loads(data) in (MAGIC, data[7:-1])
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:"):
+            assert "tar archive" in refused(tmp_path, data)
+            assert "tar archive" in refused(tmp_path, exported(**{"data/sample_inputs/model.pt": data}), name="m.pt2")
+
+
+def test_an_archive_behind_a_pickle_is_refused_since_other_readers_begin_at_the_end(
+    tmp_path: Path, proof: Path
+) -> None:
+    evil = before_2_8(**{"serialized_state_dict.pt": pickle.dumps(Call(os.system, f"touch {proof}"))})
+    for data in (legacy(PLAIN) + evil, pickle.dumps(evil, protocol=4)):
+        with zipfile.ZipFile(io.BytesIO(data)) as found:
+            assert "serialized_state_dict.pt" in found.namelist()
+        assert "ends as an archive" in refused(tmp_path, data, name="m.pt2")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
