@@ -166,15 +166,19 @@ class Scene:
             self.client.transition_model_version_stage(model, str(version), stage, archive_existing_versions=archive)
 
     def work(self) -> list[Handled]:
-        """Let a worker do what is due; returns what it took up."""
+        """Let a worker do what is due; returns what it took up.
+
+        Its clock stands meanwhile: what is put off for a second is not due again, however slow the machine is.
+        """
         handled: list[Handled] = []
+        now = self.clock()
         worker = Worker(
             name="worker",
             settings=self.settings,
             outbox=self.runtime.outbox,
             processor=self.runtime.processor,
             on_handled=handled.append,
-            clock=self.clock,
+            clock=lambda: now,
         )
         worker.drain()
         return handled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -32,15 +31,14 @@ TRAINED_AT = datetime(2025, 10, 31, 18, 38, 31, 999, tzinfo=timezone(timedelta(h
 
 
 @pytest.fixture
-def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """A fresh MLflow database whose artifacts lie in tmp_path too."""
     monkeypatch.chdir(tmp_path)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    # By the environment, which is as it was afterwards: what `set_tracking_uri` sets stays for every later test.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client = MlflowClient()
     client.search_experiments()  # so that the tables are there before a test watches the output
-    yield client
-    mlflow.set_tracking_uri(before)
+    return client
 
 
 @pytest.fixture(scope="module")
