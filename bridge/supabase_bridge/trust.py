@@ -90,7 +90,7 @@ def accept(
         now: The time (aware).
 
     Raises:
-        InvalidDocumentError: it is no manifest.
+        InvalidDocumentError: it is no manifest, or none that could be remembered; see `Seen.of`.
         ManifestUnsignedError, MalformedSignatureError, SignatureAlgorithmError, UnknownKeyError, WrongSignatureError:
             the policy asks for a signature that it does not have.
         FilesUnrecordedError: it is signed, but has no digest of one of the release's files.
@@ -107,7 +107,8 @@ def accept(
     check_paths(manifest, channel)
     if signed:
         _check_recorded(manifest, channel)
-    _check_order(manifest, channel, seen)
+    # Made on the first look too: what is accepted must be comparable with what comes next.
+    _check_order(Seen.of(manifest), channel, seen)
     _check_age(manifest, channel, policy.max_age, now)
     return manifest
 
@@ -172,13 +173,13 @@ def _check_recorded(manifest: Manifest, channel: ChannelKeys) -> None:
             raise FilesUnrecordedError(channel.manifest, name)
 
 
-def _check_order(manifest: Manifest, channel: ChannelKeys, seen: Seen | None) -> None:
-    if seen is None or manifest.sequence > seen.sequence:
+def _check_order(found: Seen, channel: ChannelKeys, seen: Seen | None) -> None:
+    if seen is None or found.sequence > seen.sequence:
         return
-    if manifest.sequence < seen.sequence:
-        raise ManifestReplayedError(channel.manifest, manifest.sequence, seen.sequence)
-    if Seen.of(manifest).digest != seen.digest:
-        raise ManifestForkedError(channel.manifest, manifest.sequence)
+    if found.sequence < seen.sequence:
+        raise ManifestReplayedError(channel.manifest, found.sequence, seen.sequence)
+    if found.digest != seen.digest:
+        raise ManifestForkedError(channel.manifest, found.sequence)
 
 
 def _check_age(manifest: Manifest, channel: ChannelKeys, max_age: timedelta | None, now: datetime) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import os
 import ssl
@@ -34,7 +35,7 @@ from supabase_bridge.errors import (
     StoreUnavailableError,
     UnexpectedAnswerError,
 )
-from tests.consumers import FIRST, MODEL, Bucket
+from tests.consumers import FIRST, LATEST, MODEL, SECOND, Bucket
 from tests.simulators.hostile import Conversation, Script, answer, hostile
 
 KEY = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoiYW5vbiJ9.the-signature-of-a-key"
@@ -136,6 +137,33 @@ def test_deeply_nested_json_is_refused(bomb: bytes) -> None:
 @pytest.mark.parametrize("junk", [b"", b"null", b"\xff\xfe{}", b'{"a":1,"a":2}', b'{"sequence": 1e999}', b"<html>"])
 def test_what_is_no_manifest_is_refused(junk: bytes) -> None:
     refused(lambda talk: talk.send(answer(junk)), InvalidDocumentError)
+
+
+@pytest.mark.parametrize("number", [2**53, 10**30])
+@pytest.mark.parametrize("place", ["a field of nobody's", "a size"])
+def test_a_manifest_that_could_not_be_remembered_is_refused_and_locks_nobody_out(
+    tmp_path: Path, place: str, number: int
+) -> None:
+    """Its digest, which a replay is told by, is of canonical JSON, and that has no such numbers."""
+    bucket = Bucket.of_directory(tmp_path / "models")
+    value = bucket.promote(FIRST).to_object()
+    if place == "a size":
+        value["current"]["files"]["metrics.json"]["size_bytes"] = number
+    else:
+        value["current"]["later"] = [{"count": -number}]
+    bucket.put(LATEST.manifest, json.dumps(value).encode())
+
+    def consumer() -> Resolver:
+        return Resolver(directory=tmp_path / "models", cache_dir=tmp_path / "cache")
+
+    with consumer() as running:
+        for _ in range(2):
+            with pytest.raises(InvalidDocumentError, match="canonical"):
+                running.resolve(MODEL)
+        bucket.promote(SECOND)
+        assert running.resolve(MODEL).run_id == SECOND
+    with consumer() as another:
+        assert another.resolve(MODEL).run_id == SECOND
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])

@@ -455,7 +455,7 @@ def test_the_anon_key_is_in_no_output_log_error_or_file_of_a_consumer(
     """One that may read, and one that may not: Supabase's answer to it may quote it."""
     anon = simulator.anon_key
     Bucket.of_simulator(simulator).promote()
-    environment = {"SUPABASE_URL": simulator.url, "SUPABASE_ANON_KEY": anon, "SUPABASE_BRIDGE_CACHE_DIR": str(tmp_path)}
+    environment = {"SUPABASE_URL": simulator.url, "SUPABASE_ANON_KEY": anon, "SUPABASE_BRIDGE_CACHE": str(tmp_path)}
     commands = [["pull", MODEL, str(tmp_path / "dest")], ["verify", MODEL, "--json"], ["keys", "list"]]
     said = [invoke("-v", *one, "--home", tmp_path, environment=environment) for one in commands]
     quoting = json.dumps({"statusCode": "403", "error": "Unauthorized", "message": f"jwt {anon} is not valid"}).encode()

@@ -58,7 +58,7 @@ def test_an_error_about_a_hostile_name_reaches_no_terminal_as_it_is(directory_sc
     for text in HOSTILE:
         arguments = [command[0], text, *command[1:]]
         said = invoke(*arguments, "--home", directory_scene.settings.home, color=True)
-        assert said.code == 1
+        assert said.code == (2 if command[0] == "activate" else 1)
         assert steering(said.out + said.err) == set()
         assert len([line for line in said.err.splitlines() if line.startswith("Error: ")]) == 1
 
@@ -249,7 +249,7 @@ def test_a_storage_servers_words_steer_no_terminal_of_a_consumer(tmp_path: Path,
         talk.send(answer(data) if wanted else refusal)
 
     with hostile(script) as server:
-        environment = {"SUPABASE_URL": server.url, "SUPABASE_BRIDGE_CACHE_DIR": str(tmp_path / "cache")}
+        environment = {"SUPABASE_URL": server.url, "SUPABASE_BRIDGE_CACHE": str(tmp_path / "cache")}
         for arguments in (["verify", MODEL], ["verify", MODEL, "--json"], ["pull", MODEL, tmp_path / "dest"]):
             said = invoke("-v", *arguments, "--home", tmp_path, environment=environment, color=True)
             assert said.code == 1
@@ -277,6 +277,6 @@ def test_paths_with_escapes_are_shown_and_not_sent(tmp_path: Path) -> None:
         ["keys", "generate", "--out", home / "keys"],
         ["keys", "generate", "--out", home / "keys"],
     ):
-        said = invoke(*arguments, "--home", home, environment={"SUPABASE_BRIDGE_CACHE_DIR": str(home)}, color=True)
+        said = invoke(*arguments, "--home", home, environment={"SUPABASE_BRIDGE_CACHE": str(home)}, color=True)
         assert said.out + said.err
         assert steering(said.out + said.err) == set()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,9 +14,11 @@ from typing import Any
 import pytest
 
 from supabase_bridge import Resolver, model_signature
+from supabase_bridge.documents import LIMIT_BYTES
 from supabase_bridge.errors import (
     ChannelNotFoundError,
     CorruptObjectError,
+    DeadlineExceededError,
     InvalidDocumentError,
     InvalidReferenceError,
     LocalFileError,
@@ -29,11 +34,40 @@ from supabase_bridge.errors import (
     UnknownKeyError,
 )
 from supabase_bridge.layout import ReleaseKeys, RunId
+from supabase_bridge.signing_keys import PrivateKey
 from supabase_bridge.trust import TrustPolicy
 from tests.consumers import BUCKET, FIRST, LATEST, MODEL, PUBLISHED, SECOND, Bucket, Clock, new_signer, record, trusting
-from tests.simulators.storage import CutResponseAfter, Fault, Respond, StorageSimulator
+from tests.simulators.storage import CutResponseAfter, Fault, Hang, Respond, StorageSimulator
 
 ONNX = f"{MODEL}_{FIRST}.onnx"
+BUSY = """
+import errno, os, pathlib, sys
+from supabase_bridge import Resolver
+def hook(event, arguments):
+    if event == "os.rename" and os.fspath(arguments[0]) == sys.argv[2]:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+sys.addaudithook(hook)
+try:
+    Resolver(directory=pathlib.Path(sys.argv[1])).pull("two_tower", sys.argv[2])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+WITHOUT_EXTRA = """
+import pathlib, sys
+sys.modules["model_signing"] = None
+from supabase_bridge import Resolver
+from supabase_bridge.signing_keys import TrustedKeys
+from supabase_bridge.trust import TrustPolicy
+directory = pathlib.Path(sys.argv[1])
+keys = TrustedKeys.from_pem([(directory / "public.pem").read_bytes()])
+resolver = Resolver(directory=directory / "models", policy=TrustPolicy(keys=keys))
+for run_id in sys.argv[2:]:
+    try:
+        release = resolver.resolve("two_tower/" + run_id)
+        print(release.run_id, release.signed)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +277,51 @@ def test_an_expired_signed_url_is_told_apart_from_a_missing_release(simulator: S
         expired.resolve(MODEL)
 
 
+def test_a_release_far_back_in_a_slow_log_is_vouched_for_by_its_model_signature(simulator: StorageSimulator) -> None:
+    signer = new_signer()
+    bucket = Bucket.of_simulator(simulator, signer=signer)
+    bucket.promote(FIRST)
+    bucket.promote(SECOND)
+    bucket.promote(SECOND)
+    arguments: dict[str, Any] = {"url": simulator.url, "key": simulator.service_key}
+    simulator.inject(Fault(action=Hang(), path_contains="/history/"))
+    arguments["policy"] = TrustPolicy(keys=trusting(signer))
+    hurried = Resolver(**arguments, timeout=timedelta(seconds=1))
+    with hurried, pytest.raises(DeadlineExceededError):
+        hurried.resolve(f"{MODEL}/{FIRST}")
+    files = sign_release(bucket, FIRST)
+    with Resolver(**arguments) as resolver:
+        assert set(resolver.resolve(f"{MODEL}/{FIRST}").files) == files
+
+
+def test_without_the_library_for_model_signatures_the_log_vouches_and_the_refusal_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    """In a process of its own, since this one has imported the library."""
+    signer = new_signer()
+    (tmp_path / "public.pem").write_bytes(signer.public.pem)
+    bucket = Bucket.of_directory(tmp_path / "models", signer=signer)
+    bucket.promote(FIRST)
+    sign_release(bucket, FIRST)
+    sign_release(bucket, SECOND)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRA, tmp_path, FIRST, SECOND], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.split("\n")[0] == f"{FIRST} True", done.stderr
+    assert "ReleaseUnsignedError" in done.stdout
+    assert "mlflow-supabase-bridge[signing]" in done.stdout
+
+
+def sign_release(bucket: Bucket, run_id: str, *, key: PrivateKey | None = None) -> set[str]:
+    """Write a release, and its model.sig by a key, the bucket's own unless another is given; the files' names."""
+    assert bucket.signer is not None
+    bucket.release(run_id)
+    records = {name: record(data) for name, data in bucket.files(run_id).items()}
+    signature = model_signature.sign(records, name=run_id, key=key or bucket.signer.key)
+    bucket.put(ReleaseKeys(model_key=MODEL, run_id=RunId.parse(run_id)).signature, signature)
+    return {*records, "model.sig"}
+
+
 class TestSignatures:
     """With keys that are trusted; every manifest of `bucket` is signed by `signer`."""
 
@@ -296,17 +375,61 @@ class TestSignatures:
         self, signed: tuple[Bucket, Callable[..., Resolver]]
     ) -> None:
         bucket, resolver = signed
-        assert bucket.signer is not None
         bucket.promote(SECOND)
-        bucket.release(FIRST)
-        records = {name: record(data) for name, data in bucket.files(FIRST).items()}
-        keys = ReleaseKeys(model_key=MODEL, run_id=RunId.parse(FIRST))
-        bucket.put(keys.signature, model_signature.sign(records, name=FIRST, key=bucket.signer.key))
+        files = sign_release(bucket, FIRST)
         release = resolver().resolve(f"{MODEL}/{FIRST}")
-        assert (release.signed, set(release.files)) == (True, {*records, "model.sig"})
-        bucket.put(keys.signature, model_signature.sign(records, name=FIRST, key=new_signer().key))
+        assert (release.signed, set(release.files)) == (True, files)
+        sign_release(bucket, FIRST, key=new_signer().key)
         with pytest.raises(ReleaseUnsignedError, match="not trusted"):
             resolver().resolve(f"{MODEL}/{FIRST}")
+
+    def test_a_model_signature_vouches_for_a_release_of_a_model_that_nothing_was_promoted_of(
+        self, signed: tuple[Bucket, Callable[..., Resolver]], tmp_path: Path
+    ) -> None:
+        bucket, resolver = signed
+        files = sign_release(bucket, FIRST)
+        reading = resolver()
+        release = reading.resolve(f"{MODEL}/{FIRST}")
+        assert (release.run_id, release.signed) == (FIRST, True)
+        assert set(reading.pull(release, tmp_path / "dest").files) == files
+        assert [verdict.problem for verdict in reading.verify(release)] == [None] * len(files)
+
+    def test_a_release_without_signature_of_a_model_that_nothing_was_promoted_of_is_refused_as_unsigned(
+        self, signed: tuple[Bucket, Callable[..., Resolver]]
+    ) -> None:
+        bucket, resolver = signed
+        bucket.release(FIRST)
+        with pytest.raises(ReleaseUnsignedError):
+            resolver().resolve(f"{MODEL}/{FIRST}")
+
+    def test_damaged_entries_of_the_log_are_passed_over(self, signed: tuple[Bucket, Callable[..., Resolver]]) -> None:
+        bucket, resolver = signed
+        damaged = [b"{}", b"\xff", b" " * (LIMIT_BYTES + 1), b"[" * 100_000]
+        bucket.promote(FIRST)
+        for _ in (*damaged, None):
+            bucket.promote(SECOND)
+        for sequence, data in enumerate(damaged, start=2):
+            bucket.put(LATEST.history(sequence), data)
+        release = resolver().resolve(f"{MODEL}/{FIRST}")
+        assert (release.run_id, release.signed) == (FIRST, True)
+
+    @pytest.mark.parametrize("damage", ["not there", "another key's", "too large", "no signature", "no document"])
+    def test_a_release_whose_model_signature_says_nothing_is_vouched_for_by_the_log(
+        self, signed: tuple[Bucket, Callable[..., Resolver]], damage: str
+    ) -> None:
+        bucket, resolver = signed
+        bucket.promote(FIRST)
+        bucket.promote(SECOND)
+        keys = ReleaseKeys(model_key=MODEL, run_id=RunId.parse(FIRST))
+        if damage == "another key's":
+            sign_release(bucket, FIRST, key=new_signer().key)
+        elif damage == "no document":
+            sign_release(bucket, FIRST)
+            bucket.put(keys.meta, b"{")
+        elif damage != "not there":
+            bucket.put(keys.signature, b" " * (LIMIT_BYTES + 1) if damage == "too large" else b"{}")
+        release = resolver().resolve(f"{MODEL}/{FIRST}")
+        assert (release.signed, "model.sig" in release.files) == (True, False)
 
     def test_a_document_that_was_changed_after_its_release_was_signed_is_not_believed(
         self, signed: tuple[Bucket, Callable[..., Resolver]]
@@ -406,3 +529,44 @@ def test_a_destination_that_is_something_else_is_left_alone(tmp_path: Path, kind
     with pytest.raises(LocalFileError):
         Resolver(directory=tmp_path / "models").pull(MODEL, dest)
     assert dest.is_symlink() or (dest if kind == "file" else dest / "thesis.tex").read_text() == "mine"
+
+
+def test_a_destination_that_is_a_mount_point_is_refused_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test has no right to mount anything, so the system's answer is put in its mouth."""
+    Bucket.of_directory(tmp_path / "models").promote(FIRST)
+    dest = tmp_path / "volume"
+    dest.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == dest)
+    resolver = Resolver(directory=tmp_path / "models")
+    with pytest.raises(LocalFileError, match=r"mounted there.* name a directory below it"):
+        resolver.pull(MODEL, dest)
+    assert list(dest.iterdir()) == []
+    assert resolver.pull(MODEL, dest / "model").onnx.exists()
+
+
+def test_a_destination_that_turns_out_to_be_mounted_when_it_is_renamed_is_refused_with_advice(tmp_path: Path) -> None:
+    """A bind mount of the same file system is not told from a directory before."""
+    bucket = Bucket.of_directory(tmp_path / "models")
+    bucket.promote(FIRST)
+    Resolver(directory=tmp_path / "models").pull(MODEL, tmp_path / "dest")
+    bucket.promote(SECOND)
+    done = subprocess.run(
+        [sys.executable, "-c", BUSY, tmp_path / "models", tmp_path / "dest"], capture_output=True, text=True, timeout=60
+    )
+    assert "LocalFileError" in done.stdout, done.stderr
+    assert "name a directory below it" in done.stdout
+    assert {path.name for path in (tmp_path / "dest").iterdir()} == set(bucket.files(FIRST))
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "dest"}
+
+
+@pytest.mark.parametrize("name", ["a**b", "a[b", "[!a]", "*", "?"])
+def test_a_destination_may_have_any_name_and_only_its_own_leftovers_are_removed(tmp_path: Path, name: str) -> None:
+    Bucket.of_directory(tmp_path / "models").promote(FIRST)
+    leftovers = [tmp_path / "to" / f".{whose}.{'0' * 32}.part" for whose in (name, "b")]
+    for path in leftovers:
+        path.mkdir(parents=True)
+        os.utime(path, (1, 1))
+    assert Resolver(directory=tmp_path / "models").pull(MODEL, tmp_path / "to" / name).onnx.exists()
+    assert [path.exists() for path in leftovers] == [False, True]

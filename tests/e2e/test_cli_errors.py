@@ -45,7 +45,7 @@ def released(directory_scene: Scene) -> Scene:
         (["activate", MODEL, "2025-10-31"], 2, "Error: '2025-10-31' is not a run_id: expected the UTC time"),
         (["activate", MODEL, "20251331T093831Z"], 2, "Error: '20251331T093831Z' is not a run_id"),
         (["activate", MODEL, "20200101T000000Z"], 1, "Error: two_tower has no complete release 20200101T000000Z"),
-        (["activate", "../two_tower", RUN_ID], 1, "Error: model '../two_tower' cannot be a folder"),
+        (["activate", "../two_tower", RUN_ID], 2, "Error: model '../two_tower' cannot be a folder"),
         (["activate", MODEL, RUN_ID, "--channel", "Latest"], 2, "Error: 'Latest' cannot be a channel"),
         (["rollback", MODEL], 1, "Error: two_tower/latest has no earlier release to roll back to"),
         (["rollback", MODEL, "--to", "yesterday"], 2, "Error: 'yesterday' is not a run_id"),

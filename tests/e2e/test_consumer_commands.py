@@ -15,7 +15,7 @@ import pytest
 from tests.commands import EXECUTABLE, clean_environment, execute, invoke
 from tests.consumers import BUCKET, FIRST, LATEST, MODEL, SECOND, Bucket, new_signer
 from tests.e2e.served import until
-from tests.simulators.storage import StorageSimulator
+from tests.simulators.storage import Fault, Respond, StorageSimulator
 
 ONNX = f"{MODEL}_{FIRST}.onnx"
 
@@ -96,6 +96,19 @@ def test_verify_reads_every_byte_and_says_what_differs(tmp_path: Path) -> None:
     assert invoke("verify", MODEL, *home).code == 1
 
 
+def test_verify_calls_no_file_bad_that_it_could_not_read(simulator: StorageSimulator, tmp_path: Path) -> None:
+    Bucket.of_simulator(simulator).promote(FIRST)
+    simulator.make_public(BUCKET)
+    simulator.inject(Fault(action=Respond(status=403), path_contains=ONNX))
+    options = ("--home", tmp_path)
+    said = invoke("verify", MODEL, *options, environment={"SUPABASE_URL": simulator.url})
+    assert (said.code, said.out.count("  ok  "), said.out.count("BAD")) == (1, 2, 0)
+    assert f"  ??? {ONNX}" in said.out
+    said = invoke("verify", MODEL, "--json", *options, environment={"SUPABASE_URL": simulator.url})
+    told = json.loads(said.out)
+    assert (said.code, told["verified"], told["problems"], list(told["unread"])) == (1, False, {}, [ONNX])
+
+
 def test_verify_and_pull_believe_only_trusted_keys(embedded: Bucket, tmp_path: Path) -> None:
     signer = new_signer()
     (tmp_path / "public.pem").write_bytes(signer.public.pem)
@@ -120,14 +133,24 @@ def test_verify_and_pull_believe_only_trusted_keys(embedded: Bucket, tmp_path: P
         (["pull", f"{MODEL}@", "dest"], 2, "Error: 'two_tower@' names no release"),
         (["pull", f"{MODEL}@Latest", "dest"], 2, "Error: 'Latest' cannot be a channel"),
         (["pull", f"{MODEL}/yesterday", "dest"], 2, "Error: 'yesterday' is not a run_id"),
-        (["pull", "../x", "dest"], 1, "Error: model '..' cannot be a folder"),
+        (["pull", "../x", "dest"], 2, "Error: model '..' cannot be a folder"),
+        (["verify", "../x"], 2, "Error: model '..' cannot be a folder"),
+        (["pull", MODEL, "."], 1, "Error: .: it has no name of its own"),
+        (["pull", MODEL, ""], 1, "Error: .: it has no name of its own"),
+        (["pull", MODEL, "/"], 1, "Error: /: it has no name of its own"),
+        (["pull", MODEL, "dest/.."], 1, "Error: dest/..: it has no name of its own"),
         (["pull", "nobody", "dest"], 1, "Error: nobody has no channel 'latest'"),
         (["pull", f"{MODEL}/{SECOND}", "dest"], 1, f"Error: {MODEL} has no complete release {SECOND}"),
         (["pull", MODEL], 2, "Error: Missing argument 'DEST'"),
         (["verify", f"{MODEL}@staging"], 1, "Error: two_tower has no channel 'staging'"),
         (["watch", f"{MODEL}/{FIRST}"], 2, "Error: watch: two_tower/20251031T093831Z is one release"),
         (["watch", MODEL, "--interval", "0.5"], 2, "Error: Invalid value for '--interval'"),
+        (["watch", MODEL, "--interval", "nan"], 2, "Error: Invalid value for '--interval'"),
+        (["watch", MODEL, "--interval", "inf"], 2, "Error: Invalid value for '--interval'"),
+        (["watch", MODEL, "--interval", "1e300"], 2, "Error: Invalid value for '--interval'"),
         (["watch", MODEL, "--exec", "it's"], 2, "Error: Invalid value for --exec"),
+        (["watch", MODEL, "--exec", ""], 2, "Error: Invalid value for --exec: it names no command"),
+        (["watch", MODEL, "--exec", "''"], 2, "Error: Invalid value for --exec: it names no command"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -144,16 +167,16 @@ def test_bad_input_gets_one_line(
 
 @contextmanager
 def watching(
-    directory: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    directory: Path, *arguments: str, environment: Mapping[str, str] | None = None, stdout: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """`supabase-bridge watch` in a directory; what it says goes to the files `out` and `err` there."""
+    """`supabase-bridge watch` in a directory; what it says goes to the files `out`, unless to `stdout`, and `err`."""
     with (directory / "out").open("w") as out, (directory / "err").open("w") as err:
         process = subprocess.Popen(
             [EXECUTABLE, "watch", *arguments],
             cwd=directory,
             env=clean_environment(directory, environment),
             stdin=subprocess.DEVNULL,
-            stdout=out,
+            stdout=out if stdout is None else stdout,
             stderr=err,
             text=True,
         )
@@ -208,6 +231,33 @@ def test_watch_ends_its_command_with_itself(embedded: Bucket, tmp_path: Path) ->
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     assert json.loads((tmp_path / "out").read_text())["run_id"] == FIRST
+
+
+def test_watch_runs_its_command_where_nobody_reads_what_it_prints(embedded: Bucket, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    told = tmp_path / "told"
+    command = f"sh -c 'echo $SUPABASE_RELEASE_RUN_ID && echo $SUPABASE_RELEASE_RUN_ID >> {told}'"
+    with watching(tmp_path, MODEL, "--home", "home", "--interval", "1", "--exec", command, stdout=write) as process:
+        os.close(write)
+        until(lambda: told.exists() and told.read_text() == f"{FIRST}\n", "the first run", limit_seconds=30)
+        embedded.promote(SECOND)
+        until(lambda: told.read_text() == f"{FIRST}\n{SECOND}\n", "the second run", limit_seconds=30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    assert (tmp_path / "err").read_text().count("Nobody reads what is printed") == 1
+
+
+def test_watch_kills_a_command_that_does_not_end_when_it_is_asked_to(embedded: Bucket, tmp_path: Path) -> None:
+    assert embedded.sequence == 1
+    command = f"""sh -c 'trap "" TERM; echo $$ > {tmp_path}/pid; exec sleep 600'"""
+    with watching(tmp_path, MODEL, "--home", "home", "--exec", command) as process:
+        until((tmp_path / "pid").exists, "the command", limit_seconds=30)
+        until(lambda: (tmp_path / "pid").read_text() != "", "its number", limit_seconds=30)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 def test_watch_says_that_a_command_cannot_be_run(embedded: Bucket, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from supabase_bridge import Resolver
 from supabase_bridge.consumer.locking import exclusive
-from supabase_bridge.errors import ManifestReplayedError
+from supabase_bridge.errors import LocalFileError, ManifestReplayedError
 from tests.consumers import FIRST, LATEST, MODEL, SECOND, Bucket
+from tests.full_disk import no_file_larger_than
 from tests.simulators.hostile import Conversation, answer, hostile
 from tests.simulators.storage import StorageSimulator
 
@@ -195,3 +196,35 @@ def test_a_cache_that_cannot_be_written_costs_only_the_memory(tmp_path: Path) ->
     resolver = Resolver(directory=tmp_path / "models", cache_dir=tmp_path / "file" / "cache")
     assert resolver.resolve(MODEL).run_id == FIRST
     assert resolver.pull(MODEL, tmp_path / "dest").onnx.exists()
+
+
+@pytest.mark.parametrize("dest", [None, "dest"])
+def test_the_kept_releases_are_their_users_own(tmp_path: Path, dest: str | None) -> None:
+    Bucket.of_directory(tmp_path / "models").promote(FIRST)
+    before = os.umask(0o022)
+    try:
+        resolver_of(tmp_path).pull(MODEL, None if dest is None else tmp_path / dest)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "cache" / "releases").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_under_the_cache_does_not_keep_a_release_from_where_there_is_room(tmp_path: Path) -> None:
+    """A cache that takes no directory stands in for the disk: one process cannot fill one of two."""
+    bucket = Bucket.of_directory(tmp_path / "models")
+    bucket.promote(FIRST)
+    resolver = resolver_of(tmp_path)
+    kept = tmp_path / "cache" / "releases" / resolver.resolve(MODEL).content_id
+    kept.parent.mkdir(parents=True)
+    kept.write_text("no directory")
+    assert files_at(resolver.pull(MODEL, tmp_path / "dest").directory) == bucket.files(FIRST)
+    with pytest.raises(LocalFileError):
+        resolver.pull(MODEL)
+
+
+def test_a_full_disk_under_both_fails_the_pull_and_leaves_nothing(tmp_path: Path) -> None:
+    bucket = Bucket.of_directory(tmp_path / "models")
+    bucket.promote(FIRST, onnx=b"1" * 200_000)
+    with no_file_larger_than(100_000), pytest.raises(LocalFileError):
+        resolver_of(tmp_path).pull(MODEL, tmp_path / "dest")
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "cache"}

@@ -234,3 +234,12 @@ def test_a_watch_reads_each_manifest_once_and_asks_otherwise_whether_it_changed(
             until_unchanged(5)
         assert (asked().count(200), set(asked())) == (2, {200, 304})
         assert [simulator.count("GET", f"{run_id}.onnx") for run_id in (FIRST, SECOND)] == [1, 1]
+
+
+def test_a_watch_with_an_interval_beyond_what_a_timer_can_count_goes_on_waiting(tmp_path: Path) -> None:
+    Bucket.of_directory(tmp_path / "models").promote(FIRST)
+    reported: queue.Queue[str] = queue.Queue()
+    resolver = Resolver(directory=tmp_path / "models")
+    with resolver.watch(MODEL, lambda found: reported.put(found.run_id), interval=timedelta.max) as watch:
+        assert reported.get(timeout=LIMIT_SECONDS) == FIRST
+        assert not watch.wait(timedelta(seconds=0.1))

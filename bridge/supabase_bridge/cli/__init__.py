@@ -14,13 +14,14 @@ from supabase_bridge.cli.terminal import shown
 from supabase_bridge.errors import (
     BridgeError,
     InvalidChannelError,
+    InvalidModelKeyError,
     InvalidReferenceError,
     InvalidRunIdError,
     SettingsError,
     without_credentials,
 )
 
-_USAGE_ERRORS = (SettingsError, InvalidChannelError, InvalidReferenceError, InvalidRunIdError)
+_USAGE_ERRORS = (SettingsError, InvalidChannelError, InvalidModelKeyError, InvalidReferenceError, InvalidRunIdError)
 _COMMANDS = {
     "demo": ("supabase_bridge.cli.demo", "Train, log, promote and roll back a small model; see it all happen."),
     "server": ("supabase_bridge.cli.server", "Run the MLflow server with the plugins, and one worker."),

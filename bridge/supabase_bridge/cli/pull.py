@@ -21,8 +21,9 @@ def command(reference: str, dest: Path, as_json: bool, home: Path | None) -> Non
 
     Without @CHANNEL or /RUN_ID it is what `latest` names. DEST holds the whole release afterwards, or, after an
     error, what it held before; killed while one takes the other's place, it leaves no DEST, and the next pull makes it.
-    DEST must be missing, empty, or hold nothing but a release. Files are kept in the cache as well, so that the same
-    release is not downloaded twice.
+    DEST must be missing, empty, or hold nothing but a release; where it is a mount point (a volume), or its parent
+    cannot be written, name a directory below it. Files are kept in the cache as well, so that the same release is not
+    downloaded twice.
 
     Needs no service key: SUPABASE_URL and SUPABASE_ANON_KEY, or no key for a public bucket.
 

@@ -19,25 +19,28 @@ from supabase_bridge.cli.terminal import shown
 def command(reference: str, as_json: bool, home: Path | None) -> None:
     """Check the manifest as the settings ask (signature, sequence, age), then read every file and compare its SHA-256.
 
-    Nothing is kept, and the cache is not believed: every byte comes from the store.
+    No file is kept, and the cache is not believed: every byte comes from the store. A file that cannot be read now, for
+    the network, the server or the time it takes, is shown as ???: it may be as recorded. Of the manifest is remembered
+    what every consumer remembers, so that an older one is refused later.
 
     \b
     Example:  supabase-bridge verify two_tower --json
 
     \b
-    Exit codes:  0 everything is as recorded   1 it is not, or is not believed   2 wrong use or settings
+    Exit codes:  0 everything is as recorded   1 it is not, is not believed, or cannot be read   2 wrong use or settings
     """
     with opened(home) as resolver:
         release = resolver.resolve(reference)
         verdicts = resolver.verify(release)
     good = all(verdict.problem is None for verdict in verdicts)
     if as_json:
-        problems = {verdict.name: verdict.problem for verdict in verdicts if verdict.problem is not None}
-        print_json({**facts(release), "verified": good, "problems": problems})
+        problems = {verdict.name: verdict.problem for verdict in verdicts if verdict.problem and not verdict.unread}
+        unread = {verdict.name: verdict.problem for verdict in verdicts if verdict.unread}
+        print_json({**facts(release), "verified": good, "problems": problems, "unread": unread})
     else:
         click.echo(line(release))
         for verdict in verdicts:
-            word = "ok " if verdict.problem is None else "BAD"
+            word = "ok " if verdict.problem is None else "???" if verdict.unread else "BAD"
             problem = "" if verdict.problem is None else f": {verdict.problem}"
             record = verdict.record
             click.echo(shown(f"  {word} {verdict.name} {record.size_bytes} {record.sha256}{problem}"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import os
 import shutil
 import uuid
@@ -13,6 +15,9 @@ from supabase_bridge.documents import LIMIT_BYTES, ModelMeta
 from supabase_bridge.errors import InvalidDocumentError, LocalFileError
 from supabase_bridge.layout import META_NAME, SIGNATURE_NAME
 from supabase_bridge.object_store.local_files import is_abandoned, local_error
+
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MOUNTED = "something is mounted there, so that no other directory can take its place; name a directory below it"
 
 
 def deliver(destination: Path, fill: Callable[[Path], None]) -> None:
@@ -26,15 +31,17 @@ def deliver(destination: Path, fill: Callable[[Path], None]) -> None:
         fill: Puts every file of a release into a new, empty directory.
 
     Raises:
-        LocalFileError: it cannot be written; or it holds files that are not a release's, which are left alone.
+        LocalFileError: it cannot be written, or not be replaced; or it holds files that are not a release's, which are
+            left alone.
         BridgeError: what `fill` raises; `destination` is as it was.
     """
     try:
+        _check_replaceable(destination)
         _check_free(destination)
         destination.parent.mkdir(parents=True, exist_ok=True)
         _sweep(destination)
         with _beside(destination, "part") as made:
-            made.mkdir()
+            _make_beside(destination, made)
             fill(made)
             _check_free(destination)
             with _beside(destination, "old") as old:
@@ -47,7 +54,38 @@ def deliver(destination: Path, fill: Callable[[Path], None]) -> None:
                         old.rename(destination)
                     raise
     except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise LocalFileError(destination, _MOUNTED) from error
         raise local_error(destination, error) from error
+
+
+def _check_replaceable(destination: Path) -> None:
+    """See that another directory can take its place.
+
+    Raises:
+        LocalFileError: none can.
+    """
+    if destination.name in {"", ".."}:
+        raise LocalFileError(
+            destination, "it has no name of its own, by which another directory could take its place; name one below it"
+        )
+    if os.path.ismount(destination):
+        raise LocalFileError(destination, _MOUNTED)
+
+
+def _make_beside(destination: Path, made: Path) -> None:
+    try:
+        made.mkdir()
+    except OSError as error:
+        if error.errno not in _NOT_ALLOWED:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        where = "below it" if destination.is_dir() else "in one that can be written"
+        raise LocalFileError(
+            destination,
+            f"a release comes together beside it, and {destination.parent} takes no new directory ({reason}); name a "
+            f"directory {where}",
+        ) from error
 
 
 def _check_free(destination: Path) -> None:
@@ -101,7 +139,7 @@ def _beside(destination: Path, kind: str) -> Iterator[Path]:
 def _sweep(destination: Path) -> None:
     """Remove what killed processes left beside a directory long ago."""
     for kind in ("part", "old"):
-        for path in destination.parent.glob(f".{destination.name}.{'[0-9a-f]' * 32}.{kind}"):
+        for path in destination.parent.glob(f".{glob.escape(destination.name)}.{'[0-9a-f]' * 32}.{kind}"):
             with suppress(OSError):
                 if is_abandoned(path.stat()):
                     shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,19 +16,29 @@ from supabase_bridge.consumer.shelf import Shelf
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord
 from supabase_bridge.errors import (
     BridgeError,
+    CorruptObjectError,
+    LocalFileError,
     ObjectNotFoundError,
     ObjectTooLargeError,
     SettingsError,
 )
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileVerdict:
-    """One file held against its record; `problem` is None where it is as recorded."""
+    """One file held against its record.
+
+    Attributes:
+        problem: What is wrong; None where it is as recorded.
+        unread: Whether that is only that it could not be read: it may be as recorded.
+    """
 
     name: str
     record: FileRecord
     problem: str | None
+    unread: bool = False
 
 
 class Files:
@@ -60,16 +71,16 @@ class Files:
         deliver(destination, lambda made: self._fill(release, made))
 
     def verify(self, release: Release) -> list[FileVerdict]:
-        """Read every file of a release from the store, keep nothing, and hold each against its record."""
+        """Read every file of a release from the store, keep none, and hold each against its record."""
         verdicts = []
         for name, record in release.files.items():
+            problem, unread = None, False
             try:
                 deadline = self._deadline(record.size_bytes)
                 check(self._reader, release.keys.file(name), record, deadline=deadline)
-                problem = None
             except BridgeError as error:
-                problem = str(error)
-            verdicts.append(FileVerdict(name=name, record=record, problem=problem))
+                problem, unread = str(error), not isinstance(error, CorruptObjectError | ObjectNotFoundError)
+            verdicts.append(FileVerdict(name=name, record=record, problem=problem, unread=unread))
         return verdicts
 
     def document(self, release: Release, name: str) -> bytes:
@@ -102,14 +113,19 @@ class Files:
         return shelf.take(release, fetch, use, wait_seconds=self._deadline(release.size_bytes).seconds)
 
     def _fill(self, release: Release, directory: Path) -> None:
-        """Put a release's files into an empty directory; through the cache unless it is too small."""
-        if self._shelf is None or not self._shelf.holds(release.size_bytes):
-            for name, record in release.files.items():
-                self._fetch(release, name, record, directory / name)
-            return
+        """Put a release's files into an empty directory; through the cache unless that is too small, or full."""
 
         def put(kept: Path) -> None:
             for name in release.files:
                 link_or_copy(kept / name, directory / name)
 
-        self._take(self._shelf, release, put)
+        if self._shelf is not None and self._shelf.holds(release.size_bytes):
+            try:
+                self._take(self._shelf, release, put)
+            except LocalFileError as error:
+                facts = {"path": str(error.path), "reason": error.reason}
+                _logger.warning("The cache cannot take a release, which goes past it", extra=facts)
+            else:
+                return
+        for name, record in release.files.items():
+            self._fetch(release, name, record, directory / name)

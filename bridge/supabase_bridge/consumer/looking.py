@@ -15,8 +15,10 @@ from supabase_bridge.consumer.release import Release, of_manifest, of_meta, vouc
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord, Manifest
 from supabase_bridge.errors import (
     ChannelNotFoundError,
+    InvalidDocumentError,
     ManifestRefusedError,
     ObjectNotFoundError,
+    ObjectTooLargeError,
     ReleaseNotFoundError,
     ReleaseUnsignedError,
     SigningExtraMissingError,
@@ -27,6 +29,8 @@ from supabase_bridge.trust import TrustPolicy, accept
 
 HISTORY_LIMIT = 200
 """So many log entries are looked through for a signed one that names a release."""
+_DAMAGED = (ObjectNotFoundError, ObjectTooLargeError, InvalidDocumentError)
+"""What says of one document only that it vouches for nothing."""
 
 
 class Looking:
@@ -58,7 +62,7 @@ class Looking:
 
         One request; for a channel that has not changed since it was last seen, one that is answered without a body.
         A release that is named itself is vouched for by nothing but its own model_meta.json; where signatures are
-        required, by a signed entry of the channel's log, or, where the extra `signing` is there, by its model.sig.
+        required, by its model.sig, where the extra `signing` is there, or else by a signed entry of the channel's log.
 
         Raises:
             ChannelNotFoundError: nothing was promoted to the channel, or this consumer may not see it.
@@ -121,41 +125,57 @@ class Looking:
         return of_manifest(manifest, signed=False, files=of_meta(self._meta(keys, deadline), keys).files)
 
     def _signed(self, channel: ChannelKeys, release: ReleaseKeys, deadline: Deadline) -> Release:
-        """A release by the newest signed entry of the channel's log that names it."""
-        entry: Manifest | None = self._manifest(channel, deadline)
-        newest = 1 if entry is None else entry.sequence
-        for sequence in range(newest, max(0, newest - HISTORY_LIMIT), -1):
-            if sequence < newest:
-                entry = self._entry(channel, sequence, deadline)
-            if entry is not None and entry.current.run_id == str(release.run_id):
-                return replace(self._released(entry, deadline), channel=None, sequence=None)
-        return self._by_model_signature(channel, release, deadline)
+        """A release by what a trusted key signed: its model.sig, or an entry of the channel's log that names it.
 
-    def _by_model_signature(self, channel: ChannelKeys, release: ReleaseKeys, deadline: Deadline) -> Release:
-        """A release that no log entry names, by the signature of its files."""
+        model.sig first: two reads, however far back the release was promoted, and whether it ever was.
+        """
+        by_signature = self._by_model_signature(release, deadline)
+        if isinstance(by_signature, Release):
+            return by_signature
+        by_log = self._by_log(channel, release, deadline)
+        if by_log is None:
+            raise ReleaseUnsignedError(release.model_key, str(release.run_id), channel.channel, by_signature)
+        return by_log
+
+    def _by_model_signature(self, release: ReleaseKeys, deadline: Deadline) -> Release | str:
+        """A release by the signature of its files, or why that does not vouch for it."""
         try:
+            model_signature.check_extra()
             found = self._reader.read(release.signature, limit_bytes=LIMIT_BYTES, known_etag=None, deadline=deadline)
             signature = b"" if found is None else found.data
             recorded = of_meta(self._meta(release, deadline), release)
             problem = model_signature.problem(signature, recorded.files, self._policy.keys)
-        except (ObjectNotFoundError, SigningExtraMissingError) as error:
+        except (*_DAMAGED, ReleaseNotFoundError, SigningExtraMissingError) as error:
             problem = str(error)
         if problem is not None:
-            raise ReleaseUnsignedError(release.model_key, str(release.run_id), channel.channel, problem)
+            return problem
         own = FileRecord.of(signature)
         return replace(recorded, signed=True, files=MappingProxyType({**recorded.files, SIGNATURE_NAME: own}))
 
+    def _by_log(self, channel: ChannelKeys, release: ReleaseKeys, deadline: Deadline) -> Release | None:
+        """A release by the newest signed entry of the channel's log that names it; None: there is none."""
+        try:
+            newest = self._manifest(channel, deadline)
+        except ChannelNotFoundError:
+            return None
+        for sequence in range(newest.sequence, max(0, newest.sequence - HISTORY_LIMIT), -1):
+            entry = newest if sequence == newest.sequence else self._entry(channel, sequence, deadline)
+            if entry is not None and entry.current.run_id == str(release.run_id):
+                return replace(self._released(entry, deadline), channel=None, sequence=None)
+        return None
+
     def _entry(self, channel: ChannelKeys, sequence: int, deadline: Deadline) -> Manifest | None:
-        """A log entry that is believed, however old it is; None where it is not, or not there."""
+        """A log entry that is believed, however old it is; None where it is not, is damaged, or is not there."""
         try:
             content = self._reader.read(
                 channel.history(sequence), limit_bytes=LIMIT_BYTES, known_etag=None, deadline=deadline
             )
             policy = replace(self._policy, max_age=None)
             data = b"" if content is None else content.data
-            return accept(data, policy=policy, channel=channel, seen=None, now=self._clock())
-        except (ObjectNotFoundError, ManifestRefusedError):
+            entry = accept(data, policy=policy, channel=channel, seen=None, now=self._clock())
+        except (*_DAMAGED, ManifestRefusedError):
             return None
+        return entry if entry.sequence == sequence else None
 
     def _meta(self, keys: ReleaseKeys, deadline: Deadline) -> bytes:
         try:

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from supabase_bridge.consumer.locking import exclusive
 from supabase_bridge.documents import Document, Manifest
-from supabase_bridge.errors import InvalidDocumentError, MemoryDamagedError
+from supabase_bridge.errors import InvalidDocumentError, LocalFileError, MemoryDamagedError
 from supabase_bridge.layout import ChannelKeys
-from supabase_bridge.object_store.local_files import discard
+from supabase_bridge.object_store.local_files import discard, write_flushed
 from supabase_bridge.trust import Seen
 
 _LOCK_SECONDS = 5.0
@@ -127,9 +127,9 @@ def _write(path: Path, remembered: Remembered) -> None:
     temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(remembered.model_dump_json(), encoding="utf-8")
+        write_flushed(temporary, [remembered.model_dump_json().encode()])
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, LocalFileError) as error:
         discard(temporary)
-        facts = {"path": str(path), "reason": error.strerror}
+        facts = {"path": str(path), "reason": str(error)}
         _logger.warning("What was seen cannot be remembered beyond this process", extra=facts)

@@ -142,7 +142,7 @@ class Resolver:
 
         Raises:
             CorruptObjectError, ObjectNotFoundError: a file is not as recorded, or not there.
-            LocalFileError: it cannot be written, or `dest` holds something else than a release.
+            LocalFileError: it cannot be written, or `dest` holds something else than a release or is a mount point.
             SettingsError: there is neither `dest` nor a cache.
             BridgeError: see `resolve`.
         """
@@ -217,7 +217,7 @@ class Resolver:
         ).start()
 
     def verify(self, release: Release) -> list[FileVerdict]:
-        """Read every file of a release from the store, keep nothing, and hold each against its record."""
+        """Read every file of a release from the store, keep none, and hold each against its record."""
         return self._files.verify(release)
 
     def meta(self, release: Release) -> ModelMeta:

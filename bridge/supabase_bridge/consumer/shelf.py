@@ -53,7 +53,7 @@ class Shelf:
         if size_bytes > self._limit_bytes:
             return False
         try:
-            self._directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+            self._make()
         except OSError as error:
             facts = {"path": str(self._directory), "reason": error.strerror}
             _logger.warning("Nothing can be kept in the cache", extra=facts)
@@ -73,6 +73,8 @@ class Shelf:
             LocalFileError: the directory cannot be written.
         """
         directory = self._directory / release.content_id
+        with suppress(OSError):  # Said below, where it is needed.
+            self._make()
         with exclusive(self._lock_of(directory), wait_seconds=wait_seconds):
             try:
                 directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
@@ -86,6 +88,10 @@ class Shelf:
                 raise local_error(directory, error) from error
         self._make_room(keep=directory)
         return directory
+
+    def _make(self) -> None:
+        """Make the directory, before a lock in it does: for nobody else, whatever may be read in the bucket."""
+        self._directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
 
     def _lock_of(self, directory: Path) -> Path:
         return directory.with_name(f"{directory.name}.lock")

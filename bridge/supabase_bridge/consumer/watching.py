@@ -125,4 +125,4 @@ class Watch(Generic[T]):
         """Jitter keeps a fleet that started together from asking together."""
         longest = max(self._interval_seconds, LONGEST_PAUSE.total_seconds())
         seconds = min(longest, self._interval_seconds * 2 ** min(self._failures, 30))
-        return float(seconds * _random.uniform(1.0, 1.0 + _JITTER))
+        return min(float(seconds * _random.uniform(1.0, 1.0 + _JITTER)), threading.TIMEOUT_MAX)
