@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError
-from supabase_bridge.object_store import ObjectStore, Progress
+from supabase_bridge.object_store import ObjectStore
 from supabase_bridge.object_store.hashed_output import HashedOutput
 from supabase_bridge.object_store.local_files import (
     discard,
@@ -45,9 +45,7 @@ class DigestCache:
         self._directory = directory
         self._limit_bytes = limit_bytes
 
-    def fetch(
-        self, store: ObjectStore, key: str, record: FileRecord, target: Path, progress: Progress | None = None
-    ) -> None:
+    def fetch(self, store: ObjectStore, key: str, record: FileRecord, target: Path) -> None:
         """Write an object to `target`: whole and as recorded, or not at all; from the cache where it is there.
 
         Constant memory; connections that break are taken up where they broke (see `ObjectStore.stream`).
@@ -60,7 +58,7 @@ class DigestCache:
         temporary = target.with_name(f".{uuid.uuid4().hex}.part")
         try:
             if not self._copy_out(record, temporary):
-                self._download(store, key, record, temporary, progress)
+                self._download(store, key, record, temporary)
             temporary.replace(target)
         except OSError as error:
             raise local_error(target, error) from error
@@ -85,9 +83,7 @@ class DigestCache:
             discard(entry)
         return False
 
-    def _download(
-        self, store: ObjectStore, key: str, record: FileRecord, path: Path, progress: Progress | None
-    ) -> None:
+    def _download(self, store: ObjectStore, key: str, record: FileRecord, path: Path) -> None:
         """Write the object to `path`, and beside it to a new entry, which counts once the digest is right."""
         entry = self._entry(record) if record.size_bytes <= self._limit_bytes else None
         with _NewEntry(entry) as new, HashedOutput(path) as output:
@@ -96,8 +92,6 @@ class DigestCache:
                 if output.size_bytes > record.size_bytes:
                     break
                 new.write(piece)
-                if progress is not None:
-                    progress(len(piece))
             found = output.record()
             if found != record:
                 raise CorruptObjectError(store.name, key, _described(record), _described(found))

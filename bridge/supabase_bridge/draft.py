@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +68,14 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
     described = {} if mlmodel is None else parse_mlmodel(mlmodel)
     found = {name: _read(selection.environment(name), directory) for name in ENVIRONMENT_NAMES}
     state_dict = selection.state_dict()
-    with ThreadPoolExecutor(1, thread_name_prefix="taking") as beside:
-        weights = None if state_dict is None else beside.submit(state_dict.take, _own(directory, "state_dict"))
-        onnx, tensors = _onnx(selection, described.get("flavors", {}), directory)
+    chosen = _chosen(selection, described.get("flavors", {}))
+    # One after the other: a model that is refused costs no gigabytes of state_dict.
+    onnx, tensors = _onnx(selection, chosen, directory)
+    weights = None if state_dict is None else state_dict.take(_own(directory, "state_dict"))
     return Draft(
         onnx=onnx,
         tensors=tensors,
-        state_dict=None if weights is None else weights.result(),
+        state_dict=weights,
         meta={} if meta is None else parse_object(meta, META_NAME),
         metrics={} if metrics is None else parse_object(metrics, METRICS_NAME),
         summary=_read(selection.document(SUMMARY_NAME), directory),
@@ -84,9 +84,16 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
     )
 
 
-def _onnx(selection: Selection, flavors: Mapping[str, Any], directory: Path) -> tuple[ModelFile, Tensors]:
-    """The version's ONNX model as one file, and what it takes and gives."""
+def _chosen(selection: Selection, flavors: Mapping[str, Any]) -> SourceFile:
+    """The version's ONNX file; one that is too large to be a model is refused before it is fetched."""
     chosen = selection.onnx(flavors)
+    if chosen.size_bytes is not None:
+        onnx_file.check_size(chosen.path, chosen.size_bytes)
+    return chosen
+
+
+def _onnx(selection: Selection, chosen: SourceFile, directory: Path) -> tuple[ModelFile, Tensors]:
+    """The version's ONNX model as one file, and what it takes and gives."""
     # It is tried out before it is released, and that takes all of it, wherever it lies.
     taken = chosen.take(_own(directory, "onnx"), whole=True)
     graph = onnx_file.read_graph(taken.local)
@@ -106,7 +113,7 @@ def _gather(selection: Selection, chosen: SourceFile, fetched: Path, beside: tup
         if found is None:
             raise InvalidModelFileError(chosen.path, f"its weights are in {path!r}, which is not among the artifacts")
         target = directory / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make(target.parent)
         _copy(found.fetch(_own(directory, "fetched")), target)
     return model
 
@@ -123,7 +130,12 @@ def _read(found: SourceFile | None, directory: Path) -> bytes | None:
         return None
     if found.size_bytes is not None and found.size_bytes > LIMIT_BYTES:
         raise InvalidDocumentError(found.path, f"larger than {LIMIT_BYTES} bytes")
-    data = found.fetch(_own(directory, found.name)).read_bytes()
+    fetched = found.fetch(_own(directory, found.name))
+    try:
+        with fetched.open("rb") as file:
+            data = file.read(LIMIT_BYTES + 1)
+    except OSError as error:
+        raise local_error(fetched, error) from error
     if len(data) > LIMIT_BYTES:
         raise InvalidDocumentError(found.path, f"larger than {LIMIT_BYTES} bytes")
     return data
@@ -132,5 +144,12 @@ def _read(found: SourceFile | None, directory: Path) -> bytes | None:
 def _own(directory: Path, name: str) -> Path:
     """A folder of its own for each part, so that equal names do not meet."""
     path = directory / name
-    path.mkdir(exist_ok=True)
+    _make(path)
     return path
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise local_error(directory, error) from error

@@ -6,11 +6,9 @@ Source: the release specification, section 3, steps 3 and 4.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from supabase_bridge import mlflow_model
 from supabase_bridge.activate import VerifiedRelease
@@ -48,6 +46,7 @@ from supabase_bridge.layout import (
     RunId,
 )
 from supabase_bridge.object_store import JSON_TYPE, MARKDOWN_TYPE, TEXT_TYPE, YAML_TYPE, ObjectStore, Progress
+from supabase_bridge.object_store.local_files import temporary_directory
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
 from supabase_bridge.placing import Leftovers, place_all, place_document, place_file
 from supabase_bridge.registry import RegisteredVersion, Registry
@@ -129,6 +128,7 @@ class Mirror:
                 nothing was uploaded.
             InvalidModelFileError, ModelCheckError, UnsafePickleError, CheckInterruptedError: see `Checks.run`; nothing
                 was uploaded.
+            LocalFileError: this machine has no room for the files.
             ReleaseConflictError: other content lies under the release's keys.
             InvalidRunIdError: see `identity.release_run_id`.
             SourceNotAllowedError: see `Sources.of`.
@@ -140,9 +140,9 @@ class Mirror:
             if (release := self._complete(keys, version)) is not None:
                 return Mirrored(release=release, uploaded=False)
         source = source or self._sources.of(version)
-        with tempfile.TemporaryDirectory(prefix="supabase-bridge-") as directory:
+        with temporary_directory() as directory:
             selection = Selection(source, model=version.model, model_key=model_key, version=version.version)
-            draft = draft_release(selection, Path(directory))
+            draft = draft_release(selection, directory)
             run_id = release_run_id(self._registry, version, wanted_run_id(draft.meta, source.facts))
             keys = ReleaseKeys(model_key=model_key, run_id=run_id)
             progress = None if announce is None else announce(draft.size_bytes)

@@ -13,11 +13,16 @@ from supabase_bridge.object_store.reader import open_object
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """An object that the store of the releases can copy: another bucket of the same project, as it was looked at."""
+    """An object that the store of the releases can copy: another bucket of the same project, as it was looked at.
+
+    Attributes:
+        md5: Of the content that the file's record is about, found by reading it, or sealed with that record.
+    """
 
     store: ObjectStore
     bucket: str
     info: ObjectInfo
+    md5: str
 
 
 @dataclass(frozen=True, kw_only=True)

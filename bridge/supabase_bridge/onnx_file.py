@@ -58,11 +58,26 @@ class Graph:
     external_files: tuple[str, ...]
 
 
+def check_size(name: str, size_bytes: int) -> None:
+    """Check that a model of this size, its weights included, can be one ONNX file: what is larger is never loaded.
+
+    Raises:
+        InvalidModelFileError: it cannot; the message says what to do.
+    """
+    if size_bytes > _PROTOBUF_LIMIT_BYTES:
+        reason = (
+            f"with its weights it has {size_bytes} bytes, and one ONNX file holds at most 2 GiB. "
+            "Export it in half precision or quantised, or split it into models of their own"
+        )
+        raise InvalidModelFileError(name, reason)
+
+
 def read_graph(path: Path) -> Graph:
     """What the ONNX model at `path` says of itself.
 
     Raises:
-        InvalidModelFileError: it is no ONNX model.
+        InvalidModelFileError: it is no ONNX model, or larger than one can be.
+        LocalFileError: it cannot be read.
     """
     model = _load(path)
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -115,12 +130,7 @@ def _joined(path: Path) -> bytes:
         total = sum(part.stat().st_size for part in parts)
     except OSError as error:
         raise InvalidModelFileError(path.name, f"a weight file is missing: {error}") from error
-    if total > _PROTOBUF_LIMIT_BYTES:
-        reason = (
-            f"with its weights it has {total} bytes, and one ONNX file holds at most 2 GiB. "
-            "Export it in half precision or quantised, or split it into models of their own"
-        )
-        raise InvalidModelFileError(path.name, reason)
+    check_size(path.name, total)
     try:
         model = onnx.load(path)
         if any(uses_external_data(tensor) for tensor in _tensors(model)):
@@ -135,9 +145,12 @@ def _joined(path: Path) -> bytes:
 def _load(path: Path) -> onnx.ModelProto:
     """The model without weights that lie beside it."""
     try:
+        check_size(path.name, path.stat().st_size)
         return onnx.load(path, load_external_data=False)
     except (DecodeError, ValueError) as error:
         raise InvalidModelFileError(path.name, str(error)[:300]) from error
+    except OSError as error:
+        raise local_error(path, error) from error
 
 
 def _described(values: Sequence[onnx.ValueInfoProto]) -> tuple[Tensor, ...]:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
 from enum import Enum
 
 from supabase_bridge.documents import LIMIT_BYTES, FileRecord
-from supabase_bridge.errors import InvalidDocumentError, ObjectExistsError, ObjectNotFoundError, ReleaseConflictError
+from supabase_bridge.errors import (
+    InvalidDocumentError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    ReleaseConflictError,
+    StoreUnavailableError,
+)
 from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store import BINARY_TYPE, ObjectStore, Progress, PutOptions
 from supabase_bridge.object_store.digest import sha256_of
 
 _AT_ONCE = 4
 """How many files of a release are on their way at the same time."""
+_TRIES = 4
 
 
 class Leftovers(Enum):
@@ -48,22 +56,30 @@ def place_file(store: ObjectStore, key: str, file: ModelFile, progress: Progress
 
     Raises:
         ReleaseConflictError: other content is there; it is left as it is.
-        StoreUnavailableError: what was to be copied was deleted or replaced meanwhile.
+        StoreUnavailableError: what was to be copied was deleted or replaced meanwhile, or what is there comes and goes.
+        CorruptObjectError: what came is not what the file's record says.
     """
-    record = file.record
-    options = PutOptions(content_type=BINARY_TYPE, sha256=record.sha256, settled=True)
-    try:
-        if file.stored is not None:
-            store.copy_in(file.stored.bucket, file.stored.info, key, options)
-            if progress is not None:
-                progress(record.size_bytes)
-        elif file.path is not None:
-            store.create(key, file.path, options, progress)
-    except ObjectExistsError:
-        present = _digest(store, key)
-        if present not in {None, record.sha256}:
-            raise ReleaseConflictError(key, record.sha256, str(present)) from None
-    return record
+    for _ in range(_TRIES):
+        try:
+            _create(store, key, file, progress)
+        except ObjectExistsError:
+            present = _digest(store, key)
+            if present is None:
+                continue
+            if present != file.record.sha256:
+                raise ReleaseConflictError(key, file.record.sha256, present) from None
+        return file.record
+    raise StoreUnavailableError(store.name, f"creating {key}", "something was there, and gone, again and again")
+
+
+def _create(store: ObjectStore, key: str, file: ModelFile, progress: Progress | None) -> None:
+    options = PutOptions(content_type=BINARY_TYPE, sha256=file.record.sha256, settled=True)
+    if file.stored is not None:
+        store.copy_in(file.stored.bucket, file.stored.info, key, replace(options, md5=file.stored.md5))
+        if progress is not None:
+            progress(file.record.size_bytes)
+    elif file.path is not None:
+        store.create(key, file.path, options, progress)
 
 
 def place_document(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.model_file import ModelFile, StoredFile
-from supabase_bridge.object_store import ObjectStore
-from supabase_bridge.object_store.digest import write_hashed
+from supabase_bridge.object_store import Digests, ObjectInfo, ObjectStore
+from supabase_bridge.object_store.fetching import fetch
 
 
 class Shelf:
@@ -21,18 +21,29 @@ class Shelf:
     def take(self, path: str, directory: Path, *, whole: bool = False) -> ModelFile:
         """A file of the folder, to be copied in the project; it is read only where nothing else tells its digests.
 
+        What is read is compared with what the project says of it, and the copy will be held against what was read.
+
         Args:
             directory: Where it is read to, under its own name.
             whole: Read it in any case.
 
         Raises:
             ObjectNotFoundError: it is gone.
+            CorruptObjectError, StoreUnavailableError: see `fetch`.
         """
         key = f"{self._prefix}/{path}" if self._prefix else path
         info = self._store.stat(key)
-        # Without versions nothing would tell a source that was replaced between the reading and the copying.
-        stored = None if info.version is None else StoredFile(store=self._store, bucket=self._bucket, info=info)
-        if stored is not None and info.sealed and info.sha256 is not None and not whole:
-            return ModelFile(record=FileRecord(size_bytes=info.size_bytes, sha256=info.sha256), stored=stored)
+        if info.sealed and None not in (info.version, info.sha256, info.etag) and not whole:
+            sealed = Digests(size_bytes=info.size_bytes, md5=str(info.etag), sha256=str(info.sha256))
+            return self._file(info, sealed, path=None)
         target = directory / path.rpartition("/")[2]
-        return ModelFile(record=write_hashed(target, self._store.stream(key)), path=target, stored=stored)
+        fetched = fetch(self._store, key, target, info=info)
+        return self._file(fetched.info, fetched.digests, path=target)
+
+    def _file(self, info: ObjectInfo, digests: Digests, *, path: Path | None) -> ModelFile:
+        record = FileRecord(size_bytes=digests.size_bytes, sha256=digests.sha256)
+        # Without versions nothing would tell a source that was replaced between the reading and the copying.
+        if info.version is None:
+            return ModelFile(record=record, path=path)
+        stored = StoredFile(store=self._store, bucket=self._bucket, info=info, md5=digests.md5)
+        return ModelFile(record=record, path=path, stored=stored)

@@ -22,11 +22,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.file_utils import ArtifactProgressBar
 
-from mlflow_supabase.artifact_download import download
 from mlflow_supabase.artifact_errors import as_mlflow_exceptions, denied, invalid
+from mlflow_supabase.local_artifacts import body_of, check_file, files_below
 from mlflow_supabase.mlflow_features import StreamUploadMixin
 from mlflow_supabase.progress import upload_progress
-from mlflow_supabase.received import Received
+from mlflow_supabase.received import IN_MEMORY_BYTES, Received
 from supabase_bridge import errors
 from supabase_bridge.config import Settings
 from supabase_bridge.digest_cache import DigestCache
@@ -35,12 +35,12 @@ from supabase_bridge.key_files import trust_policy
 from supabase_bridge.layout import TEMPORARY_PREFIX, ChannelKeys, ReleaseKeys, check_object_key
 from supabase_bridge.object_store import BINARY_TYPE, NO_CACHE, Body, ObjectStore, PutOptions
 from supabase_bridge.object_store.digest import digests_of
+from supabase_bridge.object_store.fetching import fetch
+from supabase_bridge.object_store.local_files import PIECE_BYTES
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.release_files import ReleaseFiles, files_of, parse_path
 
 SCHEME = "supabase"
-_PIECE_BYTES = 1024 * 1024
-_COMPARED_FROM_BYTES = 256 * 1024
 _RULE = (
     "A path is made of ASCII letters, digits, spaces and _!.*'()&$@=;:+,?- in parts of at most 255 bytes, "
     "none of which is empty, '.' or '..'"
@@ -74,21 +74,20 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Store a file under its name in the directory `artifact_path`, over whatever is there."""
         path = Path(local_file)
-        if not path.is_file():
-            raise invalid(f"{path} is not a file")
+        check_file(path)
         self._upload(path, self._key_of_file(path, _join(artifact_path, path.name)))
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Store every file below a directory in the directory `artifact_path`, several at a time.
 
-        All names are checked before anything is sent. Not atomic: if an upload fails, what was sent before it stays.
+        All files and names are checked before anything is sent: a file that is none, or a folder that cannot be listed,
+        is refused; a link to a folder is not followed, and a warning says so. Not atomic: if an upload fails, what was
+        sent before it stays.
         """
         root = Path(local_dir)
-        if not root.is_dir():
-            raise invalid(f"{root} is not a directory")
-        files = sorted(Path(directory, name) for directory, _, names in os.walk(root) for name in names)
         uploads = [
-            (file, self._key_of_file(file, _join(artifact_path, file.relative_to(root).as_posix()))) for file in files
+            (file, self._key_of_file(file, _join(artifact_path, file.relative_to(root).as_posix())))
+            for file in files_below(root)
         ]
         futures = [self.thread_pool.submit(self._upload, file, key) for file, key in uploads]
         try:
@@ -108,7 +107,7 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
         name = os.path.basename(artifact_file_name)  # noqa: PTH119 - a key's part, not a path of this machine
         key = self._key(_join(artifact_path, name))
         with as_mlflow_exceptions(), Received() as received:
-            while piece := stream.read(_PIECE_BYTES):
+            while piece := stream.read(PIECE_BYTES):
                 received.add(piece)
             self._put(key, name, received.body())
 
@@ -153,11 +152,12 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
             if recorded is not None:
                 self._cache().fetch(self._store(), recorded[0], recorded[1], target)
                 return
-            download(self._store(), self._key(remote_file_path), target)
+            fetch(self._store(), self._key(remote_file_path), target)
 
     def _upload(self, file: Path, key: str) -> None:
         with as_mlflow_exceptions(), upload_progress(file) as progress:
-            self._store_to_change().overwrite(key, file, _options(file.name, file), progress)
+            body = body_of(file)
+            self._store_to_change().overwrite(key, body, _options(file.name, body), progress)
 
     def _put(self, key: str, name: str, body: Body) -> None:
         self._store_to_change().overwrite(key, body, _options(name, body))
@@ -290,5 +290,5 @@ def _options(name: str, body: Body) -> PutOptions:
         cache_control=NO_CACHE,
         sha256=digests.sha256,
         md5=digests.md5,
-        compared=digests.size_bytes > _COMPARED_FROM_BYTES,
+        compared=digests.size_bytes > IN_MEMORY_BYTES,
     )

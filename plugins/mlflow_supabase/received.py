@@ -12,6 +12,7 @@ from supabase_bridge.errors import LocalFileError
 from supabase_bridge.object_store import Body
 
 IN_MEMORY_BYTES = 256 * 1024
+"""What is larger does not lie in memory whole."""
 
 
 class Received:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from supabase_bridge.errors import BridgeError
 from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store.digest import md5_of
 from supabase_bridge.object_store.supabase import SupabaseStore
 from supabase_bridge.object_store.supabase_transport import Transport
 from supabase_bridge.object_store.supabase_upload import read_info
@@ -22,6 +24,7 @@ from tests.attacks.fuzzing import fuzzed, json_value, junk, mixed, text
 from tests.simulators.storage import Fault, Respond, StorageSimulator
 
 KEY = "two_tower/latest/manifest.json"
+COPIED = PutOptions(sha256=hashlib.sha256(b"{}").hexdigest(), md5=md5_of(b"{}").hexdigest())
 TRANSPORT = Transport(
     url="https://x.supabase.co",
     key=Secret("key"),
@@ -100,7 +103,7 @@ OPERATIONS: dict[str, Callable[[SupabaseStore, Path], object]] = {
     "create": lambda store, _: store.create("two_tower/new", b"x", PutOptions()),
     "overwrite": lambda store, _: store.overwrite(KEY, b"{}", PutOptions()),
     "resumable": lambda store, path: store.create("two_tower/large", path, PutOptions()),
-    "copy": lambda store, _: store.copy(KEY, "two_tower/copy"),
+    "copy": lambda store, _: store.copy_in("models", store.stat(KEY), "two_tower/copy", COPIED),
     "delete": lambda store, _: store.delete(["two_tower/none"]),
     "sign": lambda store, _: store.signed_url(KEY, lifetime=timedelta(seconds=60)),
     "bucket": lambda store, _: store.ensure_bucket(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -270,6 +273,61 @@ def test_what_is_no_local_file_or_directory_is_refused(repository: SupabaseArtif
     for wrong in (source / "MLmodel", source / "absent"):
         with refused("INVALID_PARAMETER_VALUE"):
             repository.log_artifacts(str(wrong))
+
+
+@pytest.mark.parametrize("below", ["", "folder"])
+@pytest.mark.parametrize("kind", ["a dangling link", "a link to itself", "a pipe", "a socket"])
+def test_what_cannot_be_read_in_a_directory_stops_the_batch_before_anything_is_sent(
+    repository: SupabaseArtifactRepository,
+    bucket: ObjectStore,
+    source: Path,
+    kind: str,
+    below: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    odd = source / below / "odd"
+    odd.parent.mkdir(exist_ok=True)
+    monkeypatch.chdir(odd.parent)
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "a pipe":
+            os.mkfifo(odd)
+        elif kind == "a socket":
+            listening.bind("odd")
+        else:
+            odd.symlink_to("odd" if kind == "a link to itself" else "absent")
+        with refused("INVALID_PARAMETER_VALUE") as caught:
+            repository.log_artifacts(str(source))
+    assert str(odd) in str(caught.value)
+    assert keys(bucket) == []
+
+
+def test_a_folder_that_cannot_be_listed_stops_the_batch_before_anything_is_sent(
+    repository: SupabaseArtifactRepository, bucket: ObjectStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its path is longer than the system takes."""
+    with monkeypatch.context() as elsewhere:
+        elsewhere.chdir(source)
+        for _ in range(17):
+            Path("z" * 250).mkdir()
+            os.chdir("z" * 250)
+    with refused("INVALID_PARAMETER_VALUE") as caught:
+        repository.log_artifacts(str(source))
+    shutil.rmtree(source / ("z" * 250))
+    assert "too long" in str(caught.value)
+    assert str(source / ("z" * 250)) in str(caught.value)
+    assert keys(bucket) == []
+
+
+def test_a_link_to_a_file_is_logged_and_one_to_a_folder_is_not_followed_but_said(
+    repository: SupabaseArtifactRepository, bucket: ObjectStore, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As MLflow's own repositories do, which say nothing."""
+    (source / "linked").symlink_to(source / "MLmodel")
+    (source / "again").symlink_to(source / "data")
+    repository.log_artifacts(str(source))
+    assert keys(bucket) == ["MLmodel", "data/model.onnx", "data/more/empty.txt", "linked"]
+    (said,) = [vars(record)["path"] for record in caplog.records if "link to a folder" in record.message]
+    assert said == str(source / "again")
 
 
 @pytest.mark.parametrize(

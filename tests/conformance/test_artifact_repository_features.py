@@ -18,7 +18,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from mlflow_supabase.received import IN_MEMORY_BYTES
 from supabase_bridge.config import Settings
-from supabase_bridge.object_store import ObjectStore
+from supabase_bridge.object_store import ObjectStore, PutOptions
 from supabase_bridge.object_store.opening import open_store
 from tests.simulators.storage import StorageSimulator
 
@@ -122,7 +122,7 @@ if OFFERED:
             assert answer.read() == b"234"
             assert answer.headers["Content-Disposition"].startswith("attachment")
         other = signed.url.replace("a%20file", "b%20file").replace("a+file", "b+file")
-        bucket.copy("root/deep/a file.bin", "root/deep/b file.bin")
+        bucket.create("root/deep/b file.bin", b"0123456789", PutOptions())
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(other, timeout=10)
         refused.value.close()

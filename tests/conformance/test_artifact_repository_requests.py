@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ def test_an_artifact_is_recorded_with_its_digest_sealed(
     found = store.stat("root/artifact")
     store.close()
     assert (found.sha256, found.sealed) == (digests_of(LARGE[:size]).sha256, True)
+
+
+def test_a_small_artifact_that_changes_while_it_is_logged_is_stored_as_it_was_once(
+    repository: Any, target: Path
+) -> None:
+    """This file of the system's is another one each time it is read."""
+    repository.log_artifact("/proc/sys/kernel/random/uuid")
+    repository._download_file("uuid", str(target))
+    assert uuid.UUID(target.read_text().strip())
 
 
 def test_a_large_artifact_that_is_damaged_on_its_way_is_an_error(

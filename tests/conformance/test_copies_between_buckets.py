@@ -24,7 +24,7 @@ from supabase_bridge.object_store.reader import open_object
 from supabase_bridge.object_store.sealing import Sealer
 from supabase_bridge.secret import Secret
 from tests.conformance.conftest import ARTIFACTS, BUCKET, Bench, supabase_store
-from tests.simulators.faults import Action, CutAfterHandling, CutBeforeHandling, Fault, Respond
+from tests.simulators.faults import Action, CutAfterHandling, CutBeforeHandling, Delay, Fault, Hang, Respond
 from tests.simulators.storage import StorageSimulator
 
 EVERYWHERE = pytest.mark.parametrize("bench", ["directory", "supabase", "memory"], indirect=True)
@@ -248,3 +248,43 @@ def test_a_copy_costs_no_byte_on_the_wire(bench: Bench, simulator: StorageSimula
         ("GET", "info"),
         ("POST", "move"),
     ]
+
+
+@pytest.mark.parametrize("path", ["/object/copy", "/object/move"])
+def test_a_copy_that_takes_the_server_longer_than_a_request_may_is_waited_for_and_made_once(
+    simulator: StorageSimulator, path: str
+) -> None:
+    """The server answers when every byte is copied, also for a move."""
+    large = bytes(60_000_000)
+    simulator.put_object(BUCKET, "other", b"")
+    simulator.put_object(ARTIFACTS, "a", large)
+    artifacts, hasty = supabase_store(simulator, bucket=ARTIFACTS), supabase_store(simulator, timeout=0.5)
+    info = artifacts.stat("a")
+    simulator.reset_calls()
+    looked_at = f"/info/{BUCKET}/{TEMPORARY_PREFIX}" if path == "/object/copy" else f"/info/{BUCKET}/m/a"
+    # One look at `m/a` comes first of all.
+    looks = 1 if path == "/object/copy" else 2
+    copied = threading.Event()
+    simulator.inject(Fault(action=Delay(60, over=copied), path_contains=path, times=1))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(hasty.copy_in, ARTIFACTS, info, "m/a", options(digests_of(large)))
+        while simulator.count("GET", looked_at) <= looks and not waiting.done():
+            pass
+        copied.set()
+        waiting.result()
+    assert simulator.object_keys(BUCKET) == ["m/a", "other"]
+    assert simulator.count("POST", "/object/copy") == 1
+    artifacts.close()
+    hasty.close()
+
+
+@pytest.mark.parametrize("path", ["/object/copy", "/object/move"])
+def test_a_copy_that_never_comes_is_given_up(simulator: StorageSimulator, path: str) -> None:
+    simulator.put_object(BUCKET, "other", b"")
+    simulator.put_object(ARTIFACTS, "a", DATA)
+    artifacts, hasty = supabase_store(simulator, bucket=ARTIFACTS), supabase_store(simulator, timeout=0.3)
+    simulator.inject(Fault(action=Hang(), path_contains=path))
+    with pytest.raises(StoreUnavailableError, match="no answer in time"):
+        hasty.copy_in(ARTIFACTS, artifacts.stat("a"), "m/a", options())
+    artifacts.close()
+    hasty.close()

@@ -131,10 +131,8 @@ def test_odd_keys_work_everywhere(store: ObjectStore, key: str) -> None:
     assert store.read(key, limit_bytes=LIMIT) == b"22"
     assert store.stat(key).key == key
     assert keys(store, key) == [key]
-    store.copy(key, "copy/" + key)
-    assert b"".join(store.stream("copy/" + key)) == b"22"
     store.delete([key])
-    assert keys(store) == ["copy/" + key]
+    assert keys(store) == []
 
 
 @pytest.mark.parametrize(
@@ -166,8 +164,6 @@ def test_keys_that_supabase_does_not_take_are_refused(store: ObjectStore, key: s
         lambda: store.read(key, limit_bytes=LIMIT),
         lambda: list(store.stream(key)),
         lambda: store.stat(key),
-        lambda: store.copy("m/a", key),
-        lambda: store.copy(key, "m/a"),
         lambda: store.delete(["m/b", key]),
     ):
         with pytest.raises(InvalidObjectKeyError):
@@ -187,8 +183,6 @@ def test_a_recorded_sha256_comes_back_right_or_not_at_all(bench: Bench) -> None:
     digest = hashlib.sha256(b"content").hexdigest()
     store.create("m/a", b"content", PutOptions(sha256=digest))
     assert store.stat("m/a").sha256 == (digest if bench.records_sha256 else None)
-    store.copy("m/a", "m/b")
-    assert store.stat("m/b").sha256 == store.stat("m/a").sha256
     store.overwrite("m/a", b"other", PLAIN)
     assert store.stat("m/a").sha256 is None
 
@@ -217,7 +211,6 @@ def test_an_object_that_is_missing_is_not_found(store: ObjectStore) -> None:
         lambda: store.read("m/a", limit_bytes=LIMIT),
         lambda: list(store.stream("m/a")),
         lambda: store.stat("m/a"),
-        lambda: store.copy("m/a", "m/b"),
     ):
         with pytest.raises(ObjectNotFoundError) as caught:
             call()
@@ -278,14 +271,6 @@ def test_temporary_objects_are_listed_only_when_asked_for(bench: Bench) -> None:
     assert keys(bench.store, TEMPORARY_PREFIX) == []
 
 
-def test_copy_replaces_and_leaves_its_source(store: ObjectStore) -> None:
-    store.create("m/a", b"content", PLAIN)
-    store.create("m/b", b"older", PLAIN)
-    store.copy("m/a", "m/b")
-    store.copy("m/a", "n/deep/c")
-    assert [store.read(key, limit_bytes=LIMIT) for key in ("m/a", "m/b", "n/deep/c")] == [b"content"] * 3
-
-
 def test_delete_passes_over_what_is_missing(store: ObjectStore) -> None:
     store.create("m/r/a", b"", PLAIN)
     store.create("m/r2", b"", PLAIN)
@@ -303,7 +288,6 @@ def test_a_missing_bucket_is_named(bench: Bench) -> None:
         lambda: list(store.stream("m/a")),
         lambda: store.stat("m/a"),
         lambda: list(store.list("")),
-        lambda: store.copy("m/a", "m/b"),
     ):
         with pytest.raises(BucketNotFoundError) as caught:
             call()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from supabase_bridge.errors import StoreUnavailableError, UnexpectedAnswerError
+from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store.digest import sha256_of
+from supabase_bridge.object_store.fetching import fetch
 from supabase_bridge.object_store.supabase import SupabaseStore
-from tests.conformance.conftest import BUCKET, supabase_store
+from tests.conformance.conftest import BUCKET, info_answer, supabase_store
 from tests.simulators.faults import CutResponseAfter, Fault, Hang, Respond
 from tests.simulators.storage import StorageSimulator
 
@@ -36,6 +40,48 @@ def test_a_read_goes_on_where_it_was_cut(simulator: StorageSimulator, big: Supab
     simulator.inject(Fault(action=CutResponseAfter(100_000), path_contains="m/big", times=2))
     simulator.inject(Fault(action=BUSY, path_contains="m/big", times=2))
     assert big.read("m/big", limit_bytes=LIMIT) == BIG
+
+
+def nonces(simulator: StorageSimulator) -> list[str]:
+    """With what each reading of an object's content told caches that they do not know it; "" for nothing."""
+    readings = [call for call in simulator.calls() if call.method == "GET" and "/info/" not in call.path]
+    return [call.query.get("cacheNonce", "") for call in readings]
+
+
+def test_what_may_have_been_overwritten_is_asked_for_past_caches_and_taken_up_at_the_same_address(
+    simulator: StorageSimulator, big: SupabaseStore, tmp_path: Path
+) -> None:
+    """A hosted project's CDN may be a minute behind; an address with a number of its own is in no cache."""
+    simulator.inject(Fault(action=CutResponseAfter(100_000), path_contains="m/big", times=2))
+    readings: list[Callable[[], object]] = [
+        lambda: big.read("m/big", limit_bytes=LIMIT),
+        lambda: list(big.stream("m/big", fresh=True)),
+        lambda: fetch(big, "m/big", tmp_path / "here"),
+        lambda: sha256_of(big, "m/big", size_bytes=len(BIG)),
+    ]
+    seen: set[str] = set()
+    for reading, requests in zip(readings, (3, 1, 1, 1), strict=True):
+        simulator.reset_calls()
+        reading()
+        found = nonces(simulator)
+        assert (len(found), len(set(found))) == (requests, 1)
+        seen |= set(found)
+    assert len(seen - {""}) == len(readings)
+
+
+def test_what_is_read_back_after_it_was_overwritten_is_asked_for_past_caches(
+    simulator: StorageSimulator, big: SupabaseStore
+) -> None:
+    simulator.inject(Fault(action=info_answer(size=len(BIG), etag=f"{'0' * 32}-3"), path_contains="/info/"))
+    simulator.reset_calls()
+    big.overwrite("m/big", BIG, PutOptions())
+    (nonce,) = nonces(simulator)
+    assert nonce
+
+
+def test_what_is_never_overwritten_may_come_from_a_cache(simulator: StorageSimulator, big: SupabaseStore) -> None:
+    assert b"".join(big.stream("m/big")) == BIG
+    assert nonces(simulator) == [""]
 
 
 def test_a_stream_that_gets_nowhere_ends_in_a_named_error(simulator: StorageSimulator, big: SupabaseStore) -> None:

@@ -205,7 +205,6 @@ def test_the_key_is_in_no_error_repr_or_log(
             lambda: store.overwrite("m/a", file, PLAIN),
             lambda: store.read("m/a", limit_bytes=100),
             lambda: list(store.list("")),
-            lambda: store.copy("m/a", "m/b"),
             lambda: store.delete(["m/a"]),
             store.ensure_bucket,
         )

@@ -76,7 +76,6 @@ def operations(store: SupabaseStore, file: Path) -> dict[str, Callable[[], objec
         "stream": lambda: list(store.stream("m/a")),
         "stat": lambda: store.stat("m/a"),
         "list": lambda: list(store.list("m/")),
-        "copy": lambda: store.copy("m/a", "m/b"),
         "delete": lambda: store.delete(["m/a"]),
         "ensure_bucket": store.ensure_bucket,
     }
@@ -91,7 +90,6 @@ OPERATIONS = (
     "stream",
     "stat",
     "list",
-    "copy",
     "delete",
     "ensure_bucket",
 )

@@ -80,8 +80,8 @@ class CountedStore:
     def read(self, key: str, *, limit_bytes: int) -> bytes:
         return self._store.read(key, limit_bytes=limit_bytes)
 
-    def stream(self, key: str) -> Iterator[bytes]:
-        return self._store.stream(key)
+    def stream(self, key: str, *, fresh: bool = False) -> Iterator[bytes]:
+        return self._store.stream(key, fresh=fresh)
 
     def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
         return self._store.read_part(info, start=start, size_bytes=size_bytes)
@@ -91,9 +91,6 @@ class CountedStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         return self._store.list(prefix)
-
-    def copy(self, source: str, destination: str) -> None:
-        self._effects(f"copy {source}", lambda: self._store.copy(source, destination))
 
     def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
         self._effects(f"copy in {key}", lambda: self._store.copy_in(bucket, info, key, options))

@@ -28,7 +28,6 @@ OF_STORE: Mapping[str, Callable[[ObjectStore], Any]] = {
     "ensure_bucket": lambda store: store.ensure_bucket(),
     "create": lambda store: store.create("m/new", b"new", PutOptions()),
     "overwrite": lambda store: store.overwrite("m/a", b"new", PutOptions()),
-    "copy": lambda store: store.copy("m/a", "m/copy"),
     "copy_in": lambda store: store.copy_in("models", store.stat("m/a"), "m/copy", PutOptions()),
     "delete": lambda store: store.delete(["m/a"]),
 }

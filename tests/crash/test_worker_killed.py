@@ -28,12 +28,14 @@ import sys
 from datetime import timedelta
 from supabase_bridge.secret import Secret
 from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store.digest import digests_of
 from supabase_bridge.object_store.supabase import SupabaseStore
 releases, artifacts = [
     SupabaseStore(url=sys.argv[1], key=Secret(sys.argv[2]), bucket=bucket, timeout=timedelta(seconds=60))
     for bucket in ("models", "artifacts")
 ]
-releases.copy_in("artifacts", artifacts.stat("a"), "m/a", PutOptions())
+known = digests_of(b"weights")
+releases.copy_in("artifacts", artifacts.stat("a"), "m/a", PutOptions(sha256=known.sha256, md5=known.md5))
 """
 
 

@@ -77,11 +77,26 @@ def test_what_the_repository_logged_is_copied_and_no_byte_of_the_weights_moves(
 def test_a_digest_that_a_trainer_wrote_beside_a_file_is_not_believed(
     scene: Scene, simulator: StorageSimulator, tmp_path: Path, name: str
 ) -> None:
-    files = large_files()
-    version = train_in_project(scene, tmp_path, files)
+    version = train_in_project(scene, tmp_path)
     key = artifact(simulator, name)
     claimed = {**simulator.object_metadata(ARTIFACTS, key), "sha256": hashlib.sha256(b"other").hexdigest()}
     simulator.put_object(ARTIFACTS, key, simulator.object_bytes(ARTIFACTS, key), claimed)
+    scene.promote(version)
+    (handled,) = scene.work()[-1:]
+    assert handled.state is EventState.PENDING
+    assert "is damaged" in scene.tags(version)["error"]
+    assert simulator.object_keys(BUCKET) == []
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "two_tower_latest.pt"])
+def test_a_file_that_nobody_sealed_is_read_once_and_copied(
+    scene: Scene, simulator: StorageSimulator, tmp_path: Path, name: str
+) -> None:
+    files = large_files()
+    version = train_in_project(scene, tmp_path, files)
+    key = artifact(simulator, name)
+    unsealed = {**simulator.object_metadata(ARTIFACTS, key), "seal": "another key's"}
+    simulator.put_object(ARTIFACTS, key, simulator.object_bytes(ARTIFACTS, key), unsealed)
     scene.promote(version)
     simulator.reset_calls()
     scene.work()

@@ -77,7 +77,7 @@ class MemoryStore:
             raise ObjectTooLargeError(self.name, key, limit_bytes)
         return data
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str, *, fresh: bool = False) -> Iterator[bytes]:  # noqa: ARG002 - no cache is on the way
         self._before("stream", check_object_key(key))
         yield self._found(key).data
 
@@ -96,13 +96,6 @@ class MemoryStore:
         hidden = not prefix.startswith(TEMPORARY_PREFIX)
         # A listing says nothing of a content's hash.
         yield from (replace(info, sha256=None) for info in found if not (hidden and _is_temporary(info.key)))
-
-    def copy(self, source: str, destination: str) -> None:
-        self._before("copy", check_object_key(source))
-        found = self._found(source)
-        moved = replace(found, info=replace(found.info, key=check_object_key(destination)))
-        with self._lock:
-            self._objects[destination] = moved
 
     def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
         self._before("copy_in", check_object_key(key))

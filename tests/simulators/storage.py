@@ -65,12 +65,14 @@ class Call:
 
     Attributes:
         received_bytes: How much of its body had been read by then.
+        query: Its query's parameters.
     """
 
     method: str
     path: str
     status: int
     received_bytes: int = field(default=0, compare=False)
+    query: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def _utc_now() -> datetime:
@@ -238,7 +240,7 @@ class StorageSimulator:
         return [bucket.id for bucket in self._state.buckets()]
 
     def _record(self, request: Request, status: int) -> None:
-        call = Call(request.method, request.path, status, request.body.received_bytes)
+        call = Call(request.method, request.path, status, request.body.received_bytes, request.query)
         with self._calls_lock:
             self._calls.append(call)
 

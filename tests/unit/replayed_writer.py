@@ -97,14 +97,11 @@ class _ScriptedStore:
     def stat(self, key: str) -> ObjectInfo:
         return self._given.stat(key)
 
-    def stream(self, key: str) -> Iterator[bytes]:
-        return self._given.stream(key)
+    def stream(self, key: str, *, fresh: bool = False) -> Iterator[bytes]:
+        return self._given.stream(key, fresh=fresh)
 
     def ensure_bucket(self) -> None:
         """It is there."""
-
-    def copy(self, source: str, destination: str) -> NoReturn:
-        raise NotImplementedError(f"copying {source} to {destination}")
 
     def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> NoReturn:
         raise NotImplementedError(f"copying {info.key} of {bucket} to {key} with {options}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -158,9 +159,17 @@ def test_a_full_disk_under_the_target_is_named_and_leaves_no_half_file(bench: Be
 def test_a_disk_that_is_full_under_the_cache_alone_keeps_nothing_and_nobody_from_a_download(bench: Bench) -> None:
     record = bench.put("a", b"a" * 900)
     with ExitStack() as stack:
-        # What is on its way into the cache waits in memory until all of it is there, and the target is written by then.
-        full = no_file_larger_than(500)
-        bench.cache.fetch(bench.store, "a", record, bench.target, lambda _size: stack.enter_context(full))
+
+        class Filling(MemoryStore):
+            """What is on its way into the cache waits in memory until all came, and the target is written by then."""
+
+            def stream(self, key: str, *, fresh: bool = False) -> Iterator[bytes]:
+                yield from super().stream(key, fresh=fresh)
+                stack.enter_context(no_file_larger_than(500))
+
+        filling = Filling()
+        filling.overwrite("a", b"a" * 900, PutOptions())
+        bench.cache.fetch(filling, "a", record, bench.target)
     assert bench.target.read_bytes() == b"a" * 900
     assert bench.entries() == set()
     assert bench.fetch("a", record) == b"a" * 900

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,15 @@ from supabase_bridge.checks import Checks
 from supabase_bridge.completion import TrainingFacts
 from supabase_bridge.documents import Origin
 from supabase_bridge.draft import Draft
-from supabase_bridge.errors import ReleaseConflictError
+from supabase_bridge.errors import LocalFileError, ReleaseConflictError
 from supabase_bridge.layout import ReleaseKeys, RunId
 from supabase_bridge.mirror import Mirror
 from supabase_bridge.model_file import ModelFile
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.object_store.digest import file_record
 from supabase_bridge.onnx_file import read_graph
+from supabase_bridge.registry import RegisteredVersion
+from supabase_bridge.source import VersionSource
 from tests.simulators.memory_store import MemoryStore
 
 KEYS = ReleaseKeys(model_key="two_tower", run_id=RunId.parse("20251031T093831Z"))
@@ -61,11 +64,17 @@ def draft(tmp_path: Path) -> Draft:
     return draft_in(tmp_path)
 
 
-def upload(store: MemoryStore, draft: Draft) -> None:
-    nothing: Any = None  # Neither the registry nor the sources are asked when a draft is uploaded.
+NOTHING: Any = None
+"""Neither the registry nor the sources are asked for a draft, or before there is a place for one."""
+
+
+def mirror_to(store: MemoryStore) -> Mirror:
     checks = Checks(timeout=timedelta(minutes=1), memory_bytes=10**9)
-    mirror = Mirror(nothing, nothing, store, baseline_channel="latest", checks=checks)
-    mirror._upload(draft, KEYS, FACTS, Origin(registered_model="two_tower", version=1), None)
+    return Mirror(NOTHING, NOTHING, store, baseline_channel="latest", checks=checks)
+
+
+def upload(store: MemoryStore, draft: Draft) -> None:
+    mirror_to(store)._upload(draft, KEYS, FACTS, Origin(registered_model="two_tower", version=1), None)
 
 
 def test_the_files_are_recorded_before_the_release_is_complete(store: MemoryStore, draft: Draft) -> None:
@@ -91,3 +100,25 @@ def test_an_mlmodel_of_something_else_in_its_place_is_a_conflict(store: MemorySt
     store.create(KEYS.file("MLmodel"), b"flavors: {onnx: {data: other.onnx}}", PutOptions())
     with pytest.raises(ReleaseConflictError):
         upload(store, draft)
+
+
+@pytest.mark.parametrize("below", ["absent", "file/below"])
+def test_a_machine_without_room_for_the_files_is_named(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    (tmp_path / "file").touch()
+    version = RegisteredVersion(
+        workspace="default",
+        model="two_tower",
+        version=1,
+        stage="None",
+        aliases=frozenset(),
+        tags={},
+        run_id=None,
+        description="",
+        created_at=FACTS.ended_at,
+    )
+    source = VersionSource(model_folder=NOTHING, run_folder=None, facts=FACTS, running=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / below))
+    with pytest.raises(LocalFileError, match=f"{tmp_path / below}.*director"):
+        mirror_to(store).run(version, model_key="two_tower", source=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 from datetime import datetime, timezone
 from pathlib import Path
@@ -165,6 +166,29 @@ def test_a_full_disk_says_nothing_against_a_model_that_is_drafted(tmp_path: Path
     check(draft(tmp_path))
 
 
+def test_where_the_model_is_refused_its_state_dict_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "m.onnx").write_bytes(b"not a model")
+    (tmp_path / "model" / "m.pt").write_bytes(bytes(100))
+    with pytest.raises(InvalidModelFileError):
+        draft(tmp_path)
+    assert not list((tmp_path / "draft").rglob("*.pt"))
+
+
+@pytest.mark.parametrize("taken", ["onnx", "joined", "parts", "parts/w"])
+def test_a_place_that_cannot_be_made_is_named(tmp_path: Path, taken: str) -> None:
+    path = tmp_path / "model" / "m.onnx"
+    (tmp_path / "model" / "w").mkdir(parents=True)
+    save_with_weights_beside(model(), path, "weights.bin")
+    (tmp_path / "model" / "weights.bin").rename(tmp_path / "model" / "w" / "weights.bin")
+    relocate(path, "w/weights.bin")
+    (tmp_path / "draft" / taken).parent.mkdir(parents=True)
+    (tmp_path / "draft" / taken).touch()
+    with pytest.raises(LocalFileError) as caught:
+        draft(tmp_path)
+    assert caught.value.path == tmp_path / "draft" / taken
+
+
 def test_weights_too_large_for_one_file_are_refused_unread_with_a_way_out(tmp_path: Path) -> None:
     path = tmp_path / "model" / "m.onnx"
     save_with_weights_beside(model(), path)
@@ -179,6 +203,17 @@ def test_weights_too_large_for_one_file_are_refused_unread_with_a_way_out(tmp_pa
         tracemalloc.stop()
     assert peak_bytes < 1_000_000
     assert not (tmp_path / "whole.onnx").exists()
+
+
+def test_a_file_too_large_to_be_a_model_is_refused_unread_with_a_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "model" / "m.onnx"
+    path.parent.mkdir()
+    path.touch()
+    os.truncate(path, 20 * 2**30)
+    for read in (lambda: draft(tmp_path), lambda: read_graph(path)):
+        with pytest.raises(InvalidModelFileError, match=r"m\.onnx.*at most 2 GiB.*half precision"):
+            read()
+    assert list((tmp_path / "draft").iterdir()) == []
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "x/../../secret.bin", "{home}/secret.bin", "..", ".", ""])

@@ -119,8 +119,11 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str, *, fresh: bool = False) -> Iterator[bytes]:
         """The object in pieces, in constant memory; the iterator ends only when every byte has come.
+
+        Args:
+            fresh: As it is now, past any cache; needless for what nobody overwrites.
 
         Raises:
             ObjectNotFoundError: there is none.
@@ -154,28 +157,21 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def copy(self, source: str, destination: str) -> None:
-        """Copy an object with its metadata, over whatever is at `destination`, without its bytes passing through us.
-
-        Raises:
-            ObjectNotFoundError: there is no source.
-        """
-        ...
-
     def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
         """Store under `key`, if and only if nothing is there, what lies in another bucket of the same place.
 
         Of any number of concurrent calls, and of calls of `create`, one succeeds. No byte passes through us where the
-        store can copy itself; what came is compared with `info` before it is seen under its key.
+        store can copy itself; what came is compared with `options` before it is seen under its key.
 
         Args:
             bucket: Where the source is.
             info: The source as `stat` described it there, its version included.
-            options: Its `sha256` is recorded: the caller answers for it being that of the source in this version.
+            options: With `sha256` and `md5`, those of the source in this version.
 
         Raises:
             ObjectExistsError: an object is at `key`; it is untouched.
             StoreUnavailableError: the source was deleted or replaced since.
+            CorruptObjectError: the copy has other digests.
         """
         ...
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 _AHEAD_BYTES = 4 * 1024 * 1024
 """So much may wait; more would cost memory and win nothing."""
@@ -15,7 +14,7 @@ _AT_ONCE_BYTES = 256 * 1024
 
 
 class BackgroundHash:
-    """Feeds hashes in a thread of its own, in order; a context manager.
+    """Feeds hashes in a thread of its own, in order, until it is closed.
 
     Args:
         updates: The `update` of each hash.
@@ -29,14 +28,6 @@ class BackgroundHash:
         self._waiting_bytes = 0
         self._helper = ThreadPoolExecutor(1)
 
-    def __enter__(self) -> BackgroundHash:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._helper.shutdown()
-
     def update(self, data: bytes) -> None:
         """Hash these bytes next; waits while too many others do."""
         self._lot.append(data)
@@ -48,6 +39,10 @@ class BackgroundHash:
         """Return when everything is hashed."""
         self._hand_over()
         self._wait(at_most=0)
+
+    def close(self) -> None:
+        """End the thread, after what was handed over."""
+        self._helper.shutdown()
 
     def _hand_over(self) -> None:
         self._wait(at_most=_AHEAD_BYTES)

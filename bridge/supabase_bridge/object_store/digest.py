@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +19,17 @@ from supabase_bridge.object_store.local_files import local_error, pieces_of
 _INLINE_LIMIT_BYTES = 1024 * 1024
 """What is hashed sooner than a thread is started."""
 
+_MD5 = re.compile("[0-9a-f]{32}")
+
 
 def md5_of(data: bytes = b"") -> Any:
     """MD5 is what S3 and Supabase use for ETags; nothing is trusted to it alone."""
     return hashlib.md5(data, usedforsecurity=False)
+
+
+def is_md5(etag: str | None) -> bool:
+    """Whether an ETag may be the MD5 of its object: that of a multipart upload has another form."""
+    return etag is not None and _MD5.fullmatch(etag) is not None
 
 
 class Digesting:
@@ -48,7 +56,7 @@ class Digesting:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for helper in self._helpers:
-            helper.__exit__(kind, error, trace)
+            helper.close()
 
     def update(self, piece: bytes) -> None:
         """Take the next piece."""
@@ -74,7 +82,7 @@ class Digesting:
 
 
 def sha256_of(store: ObjectStore, key: str, *, size_bytes: int) -> str:
-    """Lower-case hex of an object's content, found by reading all of it.
+    """Lower-case hex of an object's content as it is now, found by reading all of it.
 
     Args:
         size_bytes: How many bytes it should have; a body that goes on is read no further.
@@ -84,7 +92,7 @@ def sha256_of(store: ObjectStore, key: str, *, size_bytes: int) -> str:
         CorruptObjectError: it has more bytes.
     """
     digest, read_bytes = hashlib.sha256(), 0
-    for piece in store.stream(key):
+    for piece in store.stream(key, fresh=True):
         read_bytes += len(piece)
         if read_bytes > size_bytes:
             raise CorruptObjectError(store.name, key, f"{size_bytes} bytes", f"more than {size_bytes} bytes")

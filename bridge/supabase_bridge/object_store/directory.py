@@ -84,7 +84,7 @@ class DirectoryStore:
             raise ObjectTooLargeError(self.name, key, limit_bytes)
         return data
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str, *, fresh: bool = False) -> Iterator[bytes]:  # noqa: ARG002 - no cache is on the way
         with self._open(key) as file:
             try:
                 yield from pieces_of_open(file)
@@ -108,13 +108,6 @@ class DirectoryStore:
         """As the protocol says; temporary files are listed only where `prefix` begins with their own."""
         self._check_root()
         yield from walk(self._root, "", prefix)
-
-    def copy(self, source: str, destination: str) -> None:
-        path = self._path(destination)
-        with self._open(source) as file:
-            temporary = self._temporary_path()
-            write_flushed(temporary, pieces_of_open(file))
-        self._place(destination, path, temporary, lambda: temporary.replace(path))
 
     def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
         """As the protocol says; what is copied is hashed, and compared where a SHA-256 is given."""

@@ -13,7 +13,7 @@ from supabase_bridge.object_store import Digests, Progress
 from supabase_bridge.object_store.background_hash import BackgroundHash
 from supabase_bridge.object_store.digest import md5_of
 
-PIECE_BYTES = 256 * 1024
+_PIECE_BYTES = 256 * 1024
 """Large enough to send at full speed (measured), small enough to be nothing in memory."""
 
 _INLINE_LIMIT_BYTES = 1024 * 1024
@@ -76,7 +76,7 @@ class HashedFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._helper is not None:
-            self._helper.__exit__(kind, error, trace)
+            self._helper.close()
         self._file.close()
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
@@ -89,7 +89,7 @@ class HashedFile:
             self._hash_up_to(start)
         position = start
         while position < stop:
-            piece = self._read(position, min(PIECE_BYTES, stop - position))
+            piece = self._read(position, min(_PIECE_BYTES, stop - position))
             if self._updates and position + len(piece) > self._hashed_bytes:
                 self._hash(piece[max(0, self._hashed_bytes - position) :])
             position += len(piece)

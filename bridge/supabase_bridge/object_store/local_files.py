@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from io import FileIO
 from pathlib import Path
@@ -91,6 +92,21 @@ def write_flushed(path: Path, pieces: Iterable[bytes]) -> str:
         discard(path)
         raise
     return digest.hexdigest()
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A directory of our own that is gone, with what is in it, at the end of the block.
+
+    Raises:
+        LocalFileError: it cannot be made.
+    """
+    try:
+        made = tempfile.TemporaryDirectory(prefix="supabase-bridge-")
+    except OSError as error:
+        raise local_error(Path(error.filename or "a temporary directory"), error) from error
+    with made as directory:
+        yield Path(directory)
 
 
 def discard(path: Path) -> None:

@@ -51,7 +51,8 @@ class SupabaseStore:
 
     Failures that pass (broken connections, 429, 5xx, HTML from a gateway) are tried again wherever doing it twice is
     harmless: TRIES times, with pauses of about three seconds in all. A silent server is not asked again: after
-    `timeout` it is StoreUnavailableError, and so is one that moves less than MINIMUM_RATE.
+    `timeout` it is StoreUnavailableError, and so is one that moves less than MINIMUM_RATE. What it was asked to copy is
+    looked for longer (see `await_arrival`).
 
     Args:
         url: The project's URL, without /storage/v1.
@@ -117,7 +118,7 @@ class SupabaseStore:
             with self._temporary_of(key, temporary):
                 sent = self._send(temporary, body, options, claim, progress)
                 verify(self._transport, temporary, sent, stored_at(self._transport, temporary))
-                move_to_free(self._transport, temporary, key, claim.token)
+                move_to_free(self._transport, temporary, key, claim.token, size_bytes=sent.size_bytes)
 
     def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
         """As the protocol says; the server copies to a fresh key, which is compared and then moved, as in `create`."""
@@ -127,7 +128,7 @@ class SupabaseStore:
         temporary = TEMPORARY_PREFIX + token
         with self._temporary_of(key, temporary):
             copy_between(self._transport, bucket, info, temporary, options, token=token)
-            move_to_free(self._transport, temporary, key, token)
+            move_to_free(self._transport, temporary, key, token, size_bytes=info.size_bytes)
 
     @contextmanager
     def _temporary_of(self, key: str, temporary: str) -> Iterator[None]:
@@ -166,8 +167,8 @@ class SupabaseStore:
     def read(self, key: str, *, limit_bytes: int) -> bytes:
         return b"".join(Download(self._transport, check_object_key(key), limit_bytes=limit_bytes, fresh=True).pieces())
 
-    def stream(self, key: str) -> Iterator[bytes]:
-        return Download(self._transport, check_object_key(key)).pieces()
+    def stream(self, key: str, *, fresh: bool = False) -> Iterator[bytes]:
+        return Download(self._transport, check_object_key(key), fresh=fresh).pieces()
 
     def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int) -> bytes:
         return read_part(self._transport, info, start=start, size_bytes=size_bytes)
@@ -185,18 +186,6 @@ class SupabaseStore:
         if empty:
             # A bucket that is missing, or hidden from this key, lists as empty.
             self._check_bucket()
-
-    def copy(self, source: str, destination: str) -> None:
-        request = self._transport.request(f"copying {check_object_key(source)}", source)
-        body = {"bucketId": self._bucket, "sourceKey": source, "destinationKey": check_object_key(destination)}
-        url = self._transport.url("object", "copy")
-        http = self._transport.http()
-        try:
-            self._transport.run(request, lambda: http.post(url, json=body, headers={"x-upsert": "true"}))
-        except ObjectNotFoundError:
-            # A copy in a bucket that is missing is told that its source is.
-            self._check_bucket()
-            raise
 
     def delete(self, keys: Sequence[str]) -> None:
         checked = [check_object_key(key) for key in keys]

@@ -106,7 +106,7 @@ def verify(transport: Transport, key: str, sent: Digests, stored: Stored) -> Non
         return
     # An ETag of another form (multipart uploads: "<md5>-<parts>"; encrypted buckets: anything) proves nothing.
     digest = hashlib.sha256()
-    for piece in Download(transport, key).pieces():
+    for piece in Download(transport, key, fresh=True).pieces():
         digest.update(piece)
     compare(transport, key, f"SHA-256 {sent.sha256}", f"SHA-256 {digest.hexdigest()}")
 
