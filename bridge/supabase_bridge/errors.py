@@ -284,6 +284,33 @@ class ReleaseConflictError(BridgeError):
         self.actual = actual
 
 
+class WorkerDiedError(BridgeError):
+    """The worker beside a watch ended by an error that nobody expected, so that nothing is carried out any more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the worker ended unexpectedly, so the watch ends too: {reason[:500]}. What was seen is kept: start it "
+            "again, and where it ends again, look at the newest events (`supabase-bridge -v watch-registry ...`)"
+        )
+        self.reason = reason
+
+
+class ReleaseTakenError(BridgeError):
+    """The run_id in a version's tag is that of another version's release."""
+
+    def __init__(self, key: str, owner: str, owner_version: int, model: str, version: int) -> None:
+        super().__init__(
+            f"{key} is the release of {owner} version {owner_version}, not of {model} version {version}; it was left "
+            "as it is. Delete the version's tag supabase.run_id and try again (`supabase-bridge outbox retry`): the "
+            "version gets a run_id of its own"
+        )
+        self.key = key
+        self.owner = owner
+        self.owner_version = owner_version
+        self.model = model
+        self.version = version
+
+
 class ReleaseDamagedError(BridgeError):
     """A file of a complete release, or of its log, is missing or differs from its record."""
 

@@ -67,14 +67,17 @@ class RunId:
         return cls(time=time.astimezone(timezone.utc).replace(microsecond=0))
 
     def unique(self, taken: Collection[RunId], *, version: int) -> RunId:
-        """This run_id, or, where another version of the model holds it, the same with `-v<version>` appended.
+        """This run_id, or, where it is taken, the same with `-v<version>` appended; then `-v<version>.2`, and so on.
 
         A suffix that would become too long to be read back loses its end.
         """
-        if self not in taken:
-            return self
-        own = f"v{version}" if self.suffix is None else f"-v{version}"
-        return RunId(time=self.time, suffix=(self.suffix or "")[: _SUFFIX_LIMIT - len(own)] + own)
+        chosen, count = self, 0
+        while chosen in taken:
+            count += 1
+            own = f"v{version}" if count == 1 else f"v{version}.{count}"
+            own = own if self.suffix is None else f"-{own}"
+            chosen = RunId(time=self.time, suffix=(self.suffix or "")[: _SUFFIX_LIMIT - len(own)] + own)
+        return chosen
 
     def __str__(self) -> str:
         # glibc writes the year 999 with three digits.

@@ -30,9 +30,9 @@ from supabase_bridge.errors import (
     InvalidDocumentError,
     ObjectNotFoundError,
     ObjectTooLargeError,
-    ReleaseConflictError,
     ReleaseDamagedError,
     ReleaseNotFoundError,
+    ReleaseTakenError,
 )
 from supabase_bridge.gates import NO_GATE, Gate, Verdict
 from supabase_bridge.identity import release_run_id
@@ -47,7 +47,7 @@ from supabase_bridge.layout import (
 )
 from supabase_bridge.object_store import JSON_TYPE, MARKDOWN_TYPE, TEXT_TYPE, YAML_TYPE, ObjectStore, Progress
 from supabase_bridge.object_store.local_files import temporary_directory
-from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
+from supabase_bridge.ownership import is_anothers, may_be_of, origin_of
 from supabase_bridge.placing import Leftovers, place_all, place_document, place_file
 from supabase_bridge.registry import RegisteredVersion, Registry
 from supabase_bridge.release_signing import place_signature
@@ -130,6 +130,7 @@ class Mirror:
                 was uploaded.
             LocalFileError: this machine has no room for the files.
             ReleaseConflictError: other content lies under the release's keys.
+            ReleaseTakenError: the version's tag names the release of another version.
             InvalidRunIdError: see `identity.release_run_id`.
             SourceNotAllowedError: see `Sources.of`.
             ReleaseSignatureError: the release is complete, and no trusted key signed it.
@@ -143,10 +144,17 @@ class Mirror:
         with temporary_directory() as directory:
             selection = Selection(source, model=version.model, model_key=model_key, version=version.version)
             draft = draft_release(selection, directory)
-            run_id = release_run_id(self._registry, version, wanted_run_id(draft.meta, source.facts))
+            run_id = release_run_id(
+                self._registry,
+                version,
+                wanted_run_id(draft.meta, source.facts),
+                occupied=lambda wanted: self._is_anothers(
+                    ReleaseKeys(model_key=model_key, run_id=wanted), version, draft
+                ),
+            )
             keys = ReleaseKeys(model_key=model_key, run_id=run_id)
             progress = None if announce is None else announce(draft.size_bytes)
-            verdict = self._upload(draft, keys, source.facts, _origin(version), progress)
+            verdict = self._upload(draft, keys, source.facts, origin_of(version), progress)
         release = self._verified.verify(self._store, keys)
         facts = {"model": version.model, "version": version.version, "run_id": str(run_id)}
         logger.info("a version was mirrored", extra=facts)
@@ -158,10 +166,14 @@ class Mirror:
             release = self._verified.verify(self._store, keys)
         except (ReleaseNotFoundError, ReleaseDamagedError):
             return None
-        meta = release.meta
-        if meta.mlflow is not None and meta.mlflow.version != version.version:
-            raise ReleaseConflictError(keys.meta, f"version {version.version}", f"version {meta.mlflow.version}")
+        if (origin := release.meta.mlflow) is not None and not may_be_of(release.meta, version):
+            raise ReleaseTakenError(keys.meta, origin.registered_model, origin.version, version.model, version.version)
         return release
+
+    def _is_anothers(self, keys: ReleaseKeys, version: RegisteredVersion, draft: Draft) -> bool:
+        weights = None if draft.state_dict is None else draft.state_dict.record.sha256
+        content = {keys.onnx_name: draft.onnx.record.sha256, keys.state_dict_name: weights}
+        return is_anothers(self._store, keys, version, content)
 
     def _upload(
         self, draft: Draft, keys: ReleaseKeys, facts: TrainingFacts, origin: Origin, progress: Progress | None
@@ -260,12 +272,3 @@ class Mirror:
             return Metrics.parse(self._store.read(baseline.metrics_path, limit_bytes=LIMIT_BYTES))
         except (ObjectNotFoundError, ObjectTooLargeError, InvalidDocumentError):
             return None
-
-
-def _origin(version: RegisteredVersion) -> Origin:
-    return Origin(
-        registered_model=version.model,
-        version=version.version,
-        run_id=version.run_id,
-        workspace=None if version.workspace == DEFAULT_WORKSPACE else version.workspace,
-    )

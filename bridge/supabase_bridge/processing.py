@@ -180,7 +180,7 @@ class Processor:
 
     def _finish_committed(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished | None:
         """What an earlier attempt committed before it was cut off is published, still wanted or not: the log has it."""
-        key = model_key(self._registry, event.model, event.workspace)
+        key = model_key(self._registry, self._store(event.workspace), event.model, event.workspace)
         log = self._log(key, event.workspace, triggers.channel)
         head = log.look().head
         if head is None or not commits(head, Cause(registry_id=self._identity(), event_id=event.id)):
@@ -271,7 +271,7 @@ class Processor:
         )
 
     def _key(self, version: RegisteredVersion) -> str:
-        return model_key(self._registry, version.model, version.workspace)
+        return model_key(self._registry, self._store(version.workspace), version.model, version.workspace)
 
     def _log(self, model_key: str, workspace: str, channel: str) -> ChannelLog:
         return ChannelLog(self._store(workspace), ChannelKeys(model_key=model_key, channel=channel), self._seal)

@@ -18,8 +18,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from supabase_bridge.arrival_gate import ArrivalGate
 from supabase_bridge.config import Settings
-from supabase_bridge.errors import BucketNotFoundError, InvalidChannelError, RegistryUnavailableError
-from supabase_bridge.layout import META_NAME, ChannelKeys, ReleaseKeys, check_channel
+from supabase_bridge.errors import (
+    BucketNotFoundError,
+    InvalidChannelError,
+    InvalidModelKeyError,
+    RegistryUnavailableError,
+)
+from supabase_bridge.layout import META_NAME, ChannelKeys, ReleaseKeys, check_channel, check_model_key
 from supabase_bridge.object_store import ObjectInfo, ObjectStore
 from supabase_bridge.outbox import duties
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, EventKind, NewEvent
@@ -38,7 +43,13 @@ from supabase_bridge.reconcile_releases import (
     side_by_side,
 )
 from supabase_bridge.reconcile_repeat import changes_wait, hindrance, record_again
-from supabase_bridge.reconcile_sweep import sweep_half_written, sweep_remembered_uploads, sweep_temporary_keys
+from supabase_bridge.reconcile_sweep import (
+    LoggedRuns,
+    logged_runs,
+    sweep_half_written,
+    sweep_remembered_uploads,
+    sweep_temporary_keys,
+)
 from supabase_bridge.registry import Registry
 from supabase_bridge.registry_tables import RegistryTables
 from supabase_bridge.signing import UNSEALED, Seal
@@ -116,12 +127,12 @@ class Reconciler:
         for workspace in (DEFAULT_WORKSPACE, *self.settings.workspaces):
             store = self.open_store(self.settings.bucket_of(workspace) or self.settings.bucket)
             try:
-                reported: set[str] = set()
+                reported: set[tuple[FindingKind, str, str]] = set()
                 for found in self._channels(store, workspace, model, gate, dry_run=dry_run):
-                    reported.add(found.subject)
+                    reported.add((found.kind, found.subject, found.detail))
                     yield found
                 for found in self._releases(store, workspace, model, look):
-                    if found.subject not in reported:
+                    if (found.kind, found.subject, found.detail) not in reported:
                         yield found
                 if model is None:
                     yield from sweep_temporary_keys(store, before=before, dry_run=dry_run)
@@ -158,6 +169,9 @@ class Reconciler:
         self, store: ObjectStore, workspace: str, model: str | None, gate: ArrivalGate, *, dry_run: bool
     ) -> Iterator[Finding]:
         for used in used_channels(self.engine, self.tables, workspace=workspace, model=model):
+            if isinstance(used, Finding):
+                yield used
+                continue
             if is_unchanged(store, used.keys, self.seen):
                 continue
             found = restore(store, used.keys, self.seen, seal=self.seal, dry_run=dry_run)
@@ -209,7 +223,8 @@ class _ReleaseCheck:
         self._store = store
         self._workspace = workspace
         self._look = look
-        self._channel_findings: list[Finding] = []
+        self._aside: list[Finding] = []
+        self._logged: LoggedRuns | None = None
         self.listed = 0
 
     def of_all(self) -> Iterator[Finding]:
@@ -219,26 +234,33 @@ class _ReleaseCheck:
     def of_model(self, key: str, model: str | None) -> Iterator[Finding]:
         """One model's folders."""
         before = self.listed
-        yield from self._compare(f"{key}/", self._claims(model=model, key=key))
+        yield from self._compare(f"{key}/" if _is_folder(key) else None, self._claims(model=model, key=key))
         self.listed = max(self.listed, before + _LEAST_COST)
 
     def _claims(self, **only: str | None) -> Iterator[ClaimedRelease]:
-        return claimed_releases(self._reconciler.engine, self._reconciler.tables, workspace=self._workspace, **only)
+        return claimed_releases(
+            self._reconciler.engine,
+            self._reconciler.tables,
+            workspace=self._workspace,
+            unusable=self._aside.append,
+            **only,
+        )
 
-    def _compare(self, prefix: str, claims: Iterator[ClaimedRelease]) -> Iterator[Finding]:
-        for claim, folder in side_by_side(claims, self._release_folders(prefix)):
+    def _compare(self, prefix: str | None, claims: Iterator[ClaimedRelease]) -> Iterator[Finding]:
+        """Claims beside what lies below a prefix; None: nothing can."""
+        for claim, folder in side_by_side(claims, () if prefix is None else self._release_folders(prefix)):
             found = self._claimed(claim, folder) if claim is not None else self._unclaimed(folder)
             if found is not None:
                 yield found
-        yield from self._channel_findings
-        self._channel_findings.clear()
+        yield from self._aside
+        self._aside.clear()
 
     def _release_folders(self, prefix: str) -> Iterator[Folder]:
         for folder in folders(self._counted(prefix)):
             if folder.run_id is not None:
                 yield folder
             elif (found := self._channel(folder)) is not None:
-                self._channel_findings.append(found)
+                self._aside.append(found)
 
     def _channel(self, folder: Folder) -> Finding | None:
         """What is wrong with a channel, also one of which no tag tells: a pointer moved by hand."""
@@ -300,7 +322,19 @@ class _ReleaseCheck:
     def _swept(self, keys: ReleaseKeys) -> str | None:
         if changes_wait(self._reconciler.engine, self._workspace):
             return "changes of the registry are on their way (supabase-bridge outbox list)"
-        return sweep_half_written(self._store, keys, before=self._look.before, dry_run=self._look.dry_run)
+        if self._logged is None or self._logged.model_key != keys.model_key:
+            # Folders come model by model, so that one model's logs are kept at a time.
+            self._logged = logged_runs(self._store, keys.model_key)
+        look = self._look
+        return sweep_half_written(self._store, keys, self._logged, before=look.before, dry_run=look.dry_run)
+
+
+def _is_folder(key: str) -> bool:
+    try:
+        check_model_key(key)
+    except InvalidModelKeyError:
+        return False
+    return True
 
 
 def _subject(event: NewEvent) -> str:

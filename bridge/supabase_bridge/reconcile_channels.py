@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -14,16 +15,18 @@ from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.config import Settings
 from supabase_bridge.documents import LIMIT_BYTES
 from supabase_bridge.errors import (
+    InvalidChannelError,
     InvalidDocumentError,
+    InvalidModelKeyError,
     ManifestRefusedError,
     ObjectNotFoundError,
     ObjectTooLargeError,
     UntrustedLogError,
 )
-from supabase_bridge.layout import ChannelKeys
+from supabase_bridge.layout import ChannelKeys, check_channel, check_model_key
 from supabase_bridge.object_store import ObjectStore
 from supabase_bridge.outbox.events import EventKind, NewEvent
-from supabase_bridge.reconcile_findings import Finding, FindingKind, Remedy
+from supabase_bridge.reconcile_findings import Finding, FindingKind, Remedy, unusable_tag
 from supabase_bridge.reconcile_releases import Folder, bytewise
 from supabase_bridge.reconcile_repeat import hindrance, record_again
 from supabase_bridge.registry_tables import RegistryTables
@@ -46,8 +49,8 @@ class UsedChannel:
 
 def used_channels(
     engine: Engine, tables: RegistryTables, *, workspace: str, model: str | None = None
-) -> Iterator[UsedChannel]:
-    """The channels where the registry's tags say that something is current, page by page."""
+) -> Iterator[UsedChannel | Finding]:
+    """The channels where the registry's tags say that something is current, page by page; or why one can be none."""
     channels = tables.channels
     path = bytewise(channels.c.key + "/" + channels.c.channel_tag + "/", engine.dialect.name)
     current = channels.c.since.like(f"{CURRENT}%")
@@ -59,11 +62,19 @@ def used_channels(
         with engine.connect() as connection:
             rows = connection.execute(query.where(path > last).order_by(path).limit(_PAGE)).all()
         for row in rows:
-            keys = ChannelKeys(model_key=row.key, channel=row.channel_tag.removeprefix(CHANNEL_TAG))
-            yield UsedChannel(workspace=row.workspace, model=row.model, version=row.version, stage=row.stage, keys=keys)
+            yield _used(row)
         if len(rows) < _PAGE:
             return
         last = rows[-1].path
+
+
+def _used(row: Any) -> UsedChannel | Finding:
+    try:
+        channel = check_channel(row.channel_tag.removeprefix(CHANNEL_TAG))
+        keys = ChannelKeys(model_key=check_model_key(row.key), channel=channel)
+    except (InvalidModelKeyError, InvalidChannelError) as error:
+        return unusable_tag(row.model, row.version, error)
+    return UsedChannel(workspace=row.workspace, model=row.model, version=row.version, stage=row.stage, keys=keys)
 
 
 def is_unchanged(store: ObjectStore, keys: ChannelKeys, seen: MutableMapping[str, str]) -> bool:
@@ -106,7 +117,13 @@ def restore(
             return None
         if not dry_run:
             log.heal()
-    except (InvalidDocumentError, ManifestRefusedError, UntrustedLogError) as error:
+    except (
+        InvalidDocumentError,
+        ManifestRefusedError,
+        UntrustedLogError,
+        ObjectTooLargeError,
+        ObjectNotFoundError,
+    ) as error:
         return _finding(FindingKind.DAMAGED_LOG, keys, str(error), Remedy.REPORTED)
     what = "it was deleted" if state.published is None else "it was not its log's newest entry"
     detail = f"{what}; entry {state.head.sequence} names {state.head.current.run_id}"

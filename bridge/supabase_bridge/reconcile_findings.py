@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from supabase_bridge.errors import BridgeError
+
 
 class FindingKind(str, Enum):
     """What was not as it should be."""
@@ -18,6 +20,7 @@ class FindingKind(str, Enum):
     TEMPORARY_KEY = "temporary_key"
     REMEMBERED_UPLOAD = "remembered_upload"
     UNCHECKED = "unchecked"
+    UNUSABLE_TAG = "unusable_tag"
 
 
 class Remedy(str, Enum):
@@ -42,3 +45,13 @@ class Finding:
     subject: str
     detail: str
     remedy: Remedy
+
+
+def unusable_tag(model: str, version: int, problem: BridgeError) -> Finding:
+    """A tag of a version, or of its model, that names no place in a bucket: anybody may have written it."""
+    return Finding(
+        kind=FindingKind.UNUSABLE_TAG,
+        subject=f"{model} version {version}",
+        detail=str(problem),
+        remedy=Remedy.REPORTED,
+    )

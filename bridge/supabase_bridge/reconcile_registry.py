@@ -7,7 +7,7 @@ the changed rows and then looks sees both or neither.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,29 @@ def record_in(
             rows = sorted(rows, key=lambda row: row._mapping.get("changed_ms") or 0)
         recorded += _append(connection, search.events(rows), admits)
     return recorded
+
+
+def record_replaced_models(connection: Connection, workspace: str, models: Iterable[str]) -> list[NewEvent]:
+    """Record that models were deleted, so that what is there under their names has no past; like `record_in`."""
+    events = [NewEvent(kind=EventKind.MODEL_DELETED, workspace=workspace, model=model) for model in sorted(models)]
+    return _append(connection, [Unrecorded(event=event) for event in events], lambda _: True)
+
+
+def record_replaced_versions(
+    connection: Connection, workspace: str, replaced: Mapping[tuple[str, int], str]
+) -> list[NewEvent]:
+    """Record that versions were deleted and others registered under their numbers; like `record_in`.
+
+    Args:
+        replaced: From model and number to the stage in which the deleted version was.
+    """
+    events: list[NewEvent] = []
+    for (model, version), stage in sorted(replaced.items()):
+        about = NewEvent(kind=EventKind.VERSION_CREATED, workspace=workspace, model=model, version=version)
+        if stage != DELETED_STAGE:
+            events.append(replace(about, kind=EventKind.VERSION_DELETED, previous_stage=stage))
+        events.append(replace(about, stage=NO_STAGE))
+    return _append(connection, [Unrecorded(event=event) for event in events], lambda _: True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ does not grow with either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -18,13 +18,23 @@ from sqlalchemy.engine import Engine
 from supabase_bridge.activate import verify_release
 from supabase_bridge.errors import (
     InvalidDocumentError,
+    InvalidModelKeyError,
     InvalidRunIdError,
     ObjectNotFoundError,
     ReleaseDamagedError,
     ReleaseNotFoundError,
 )
-from supabase_bridge.layout import HISTORY_NAME, MANIFEST_NAME, META_NAME, METRICS_NAME, ReleaseKeys, RunId
+from supabase_bridge.layout import (
+    HISTORY_NAME,
+    MANIFEST_NAME,
+    META_NAME,
+    METRICS_NAME,
+    ReleaseKeys,
+    RunId,
+    check_model_key,
+)
 from supabase_bridge.object_store import ObjectInfo, ObjectStore
+from supabase_bridge.reconcile_findings import Finding, unusable_tag
 from supabase_bridge.registry_tables import RegistryTables
 from supabase_bridge.status_tags import Status
 
@@ -101,11 +111,20 @@ def folders(objects: Iterable[ObjectInfo]) -> Iterator[Folder]:
 
 
 def claimed_releases(
-    engine: Engine, tables: RegistryTables, *, workspace: str, model: str | None = None, key: str | None = None
+    engine: Engine,
+    tables: RegistryTables,
+    *,
+    workspace: str,
+    model: str | None = None,
+    key: str | None = None,
+    unusable: Callable[[Finding], None],
 ) -> Iterator[ClaimedRelease]:
     """The releases that versions of a workspace say are theirs, in the order of their paths' bytes, page by page.
 
     Only those that shall be there: a version whose status is none of ours (one that was archived, say) has none.
+
+    Args:
+        unusable: Called with each claim that can be no release.
     """
     claims = tables.claims
     path = bytewise(claims.c.key + "/" + claims.c.run_id + "/", engine.dialect.name)
@@ -119,7 +138,12 @@ def claimed_releases(
     while True:
         with engine.connect() as connection:
             rows = connection.execute(query.where(path > last).order_by(path).limit(_PAGE)).all()
-        yield from (claim for row in rows if (claim := _claimed(row)) is not None)
+        for row in rows:
+            claim = _claimed(row)
+            if isinstance(claim, ClaimedRelease):
+                yield claim
+            else:
+                unusable(claim)
         if len(rows) < _PAGE:
             return
         last = rows[-1].path
@@ -131,11 +155,11 @@ def bytewise(column: Any, dialect: str) -> Any:
     return sa.cast(column, sa.String(512)).collate(collation) if dialect != "sqlite" else column.collate(collation)
 
 
-def _claimed(row: Any) -> ClaimedRelease | None:
+def _claimed(row: Any) -> ClaimedRelease | Finding:
     try:
-        keys = ReleaseKeys(model_key=row.key, run_id=RunId.parse(row.run_id))
-    except InvalidRunIdError:
-        return None  # Written by hand; the worker says so where it meets it.
+        keys = ReleaseKeys(model_key=check_model_key(row.key), run_id=RunId.parse(row.run_id))
+    except (InvalidModelKeyError, InvalidRunIdError) as error:
+        return unusable_tag(row.model, row.version, error)
     return ClaimedRelease(workspace=row.workspace, model=row.model, version=row.version, stage=row.stage, keys=keys)
 
 

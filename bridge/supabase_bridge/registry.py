@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 import mlflow
 import mlflow.environment_variables
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from supabase_bridge.errors import (
@@ -60,13 +60,7 @@ class Registry:
     def models(self, workspace: str = DEFAULT_WORKSPACE) -> list[str]:
         """The names of all registered models, sorted; prompts left out."""
         with mlflow_errors("list the registered models", workspace):
-            found: list[str] = []
-            token: str | None = None
-            while True:
-                page = self.client.search_registered_models(max_results=_PAGE, page_token=token)
-                found += [model.name for model in page]
-                if not (token := page.token):
-                    return sorted(found)
+            return sorted(model.name for model in self._all_models())
 
     def version(self, model: str, version: int, workspace: str = DEFAULT_WORKSPACE) -> RegisteredVersion:
         """One version.
@@ -75,15 +69,15 @@ class Registry:
             VersionNotFoundError: there is none, or it was deleted.
         """
         with mlflow_errors(f"read {model} version {version}", workspace, VersionNotFoundError(model, version)):
-            return _registered(workspace, self.client.get_model_version(model, str(version)))
+            return _registered(workspace, model, self.client.get_model_version(model, str(version)))
 
     def versions(self, model: str, workspace: str = DEFAULT_WORKSPACE) -> list[RegisteredVersion]:
         """All versions of a model, the oldest first; none for an unknown model."""
-        return self._search(f"name = {_quoted(model)}", workspace)
+        return self._search(model, workspace)
 
     def holders(self, model: str, run_id: str, workspace: str = DEFAULT_WORKSPACE) -> list[int]:
         """The versions of a model that carry a run_id in their tag, the oldest first."""
-        found = self._search(f"name = {_quoted(model)} and tags.`supabase.run_id` = {_quoted(run_id)}", workspace)
+        found = self._search(model, workspace, f" and tags.`supabase.run_id` = {_quoted(run_id)}")
         return [item.version for item in found]
 
     def metrics(self, run_id: str, workspace: str = DEFAULT_WORKSPACE) -> Mapping[str, float]:
@@ -100,11 +94,13 @@ class Registry:
         with mlflow_errors(f"read model {model}", workspace, ModelNotFoundError(model)):
             return dict(self.client.get_registered_model(model).tags)
 
-    def model_with_tag(self, key: str, value: str, workspace: str, *, other_than: str) -> str | None:
-        """The name of a registered model, other than one, that has this tag, or None."""
-        with mlflow_errors(f"search models by tag {key}", workspace):
-            found = self.client.search_registered_models(filter_string=f"tags.`{key}` = {_quoted(value)}")
-            return next((model.name for model in found if model.name != other_than), None)
+    def models_claiming(self, tag: str, value: str, workspace: str) -> list[str]:
+        """The names of the registered models that have a tag with this value, or have no such tag and are called so."""
+        with mlflow_errors(f"search models by tag {tag}", workspace):
+            filters = (f"tags.`{tag}` = {_quoted(value)}", f"name = {_quoted(value)}")
+            found = [model for text in filters for model in self._all_models(text)]
+            # A database may find what differs in case.
+            return sorted({model.name for model in found if (model.tags or {}).get(tag, model.name) == value})
 
     def set_model_tag(self, model: str, key: str, value: str, workspace: str = DEFAULT_WORKSPACE) -> None:
         """Write a registered model's tag."""
@@ -148,21 +144,31 @@ class Registry:
         with mlflow_errors(f"set alias {alias} of {model}", workspace, VersionNotFoundError(model, version)):
             self.client.set_registered_model_alias(model, alias, str(version))
 
-    def _search(self, filter_string: str, workspace: str) -> list[RegisteredVersion]:
+    def _all_models(self, filter_string: str | None = None) -> Iterator[RegisteredModel]:
+        token: str | None = None
+        while True:
+            page = self.client.search_registered_models(filter_string, max_results=_PAGE, page_token=token)
+            yield from page
+            if not (token := page.token):
+                return
+
+    def _search(self, model: str, workspace: str, condition: str = "") -> list[RegisteredVersion]:
+        filter_string = f"name = {_quoted(model)}{condition}"
         with mlflow_errors("search model versions", workspace):
             found: list[RegisteredVersion] = []
             token: str | None = None
             while True:
                 page = self.client.search_model_versions(filter_string, max_results=_PAGE, page_token=token)
-                found += [_registered(workspace, item) for item in page]
+                found += [_registered(workspace, model, item) for item in page]
                 if not (token := page.token):
                     return sorted(found, key=lambda item: item.version)
 
 
-def _registered(workspace: str, found: ModelVersion) -> RegisteredVersion:
+def _registered(workspace: str, model: str, found: ModelVersion) -> RegisteredVersion:
+    """A version as a value; its model is called as it was asked for, which MySQL may have in another case."""
     return RegisteredVersion(
         workspace=workspace,
-        model=found.name,
+        model=model,
         version=int(found.version),
         stage=found.current_stage or "None",
         aliases=frozenset(found.aliases or ()),

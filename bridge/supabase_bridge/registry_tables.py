@@ -28,8 +28,8 @@ class RegistryTables:
         aliases: workspace, model, alias, version, changed_ms (the version's; MLflow keeps no time of an alias).
         claims: workspace, model, version, stage, key, run_id, status: which version has which release.
         channels: workspace, model, version, stage, key, channel_tag, since: which version is or was current where.
-        rows: The table whose rows MLflow changes with a version, with its columns for the workspace (None before MLflow
-            3), the model and the version; a registry that only we write has none.
+        rows: The tables whose rows MLflow changes with a version, with the columns for the workspace (None before
+            MLflow 3), the model and the version; a registry that only we write has none.
         workspaces: Those that have a bucket; the others are left alone.
     """
 
@@ -38,7 +38,7 @@ class RegistryTables:
     aliases: sa.Subquery
     claims: sa.Subquery
     channels: sa.Subquery
-    rows: tuple[sa.TableClause, Any, Any, Any] | None
+    rows: tuple[sa.FromClause, Any, Any, Any] | None
     workspaces: tuple[str, ...] = (DEFAULT_WORKSPACE,)
 
 
@@ -62,7 +62,15 @@ def mlflow_tables(engine: Engine) -> RegistryTables:
     versions = table("model_versions", "name", "version", "current_stage", "last_updated_time")
     version_tags = table("model_version_tags", "name", "version", "key", "value")
     aliases = table("registered_model_aliases", "name", "alias", "version")
-    prompt = model_tags.alias("prompt")
+    prompt, named = model_tags.alias("prompt"), models.alias("named")
+    # Names are compared without case there: a row may spell its model as whoever wrote it did.
+    folds_case = engine.dialect.name in {"mysql", "mariadb"}
+
+    def with_name(of: Any) -> Any:
+        return of.join(named, same(named, of, "name")) if folds_case else of
+
+    def name(of: Any) -> Any:
+        return named.c.name if folds_case else of.c.name
 
     def no_prompt(of: Any) -> Any:
         says_so = (prompt.c.key == _PROMPT_TAG) & (prompt.c.value == "true")
@@ -77,29 +85,30 @@ def mlflow_tables(engine: Engine) -> RegistryTables:
         version_tags.alias("status_tag"),
     )
     channel = version_tags.alias("channel_tag")
-    mirrored = (workspace(versions).label("workspace"), versions.c.name.label("model"), versions.c.version, stage)
+    mirrored = (workspace(versions).label("workspace"), name(versions).label("model"), versions.c.version, stage)
     return RegistryTables(
         models=sa.select(workspace(models).label("workspace"), models.c.name.label("model"))
         .where(no_prompt(models))
         .subquery("models"),
-        versions=sa.select(
-            workspace(versions).label("workspace"), versions.c.name.label("model"), versions.c.version, stage, changed
-        )
+        versions=sa.select(*mirrored, changed)
+        .select_from(with_name(versions))
         .where(no_prompt(versions))
         .subquery("versions"),
         aliases=sa.select(
             workspace(aliases).label("workspace"),
-            aliases.c.name.label("model"),
+            name(aliases).label("model"),
             aliases.c.alias,
             aliases.c.version,
             changed,
         )
+        .select_from(with_name(aliases))
         .join(versions, same(versions, aliases, "name", "version"))
         .where(no_prompt(aliases))
         .subquery("aliases"),
         claims=sa.select(
             *mirrored, key.c.value.label("key"), run_id.c.value.label("run_id"), status.c.value.label("status")
         )
+        .select_from(with_name(versions))
         .join(key, same(key, versions, "name") & (key.c.key == MODEL_KEY_TAG))
         .join(run_id, same(run_id, versions, "name", "version") & (run_id.c.key == RUN_ID_TAG))
         .outerjoin(status, same(status, versions, "name", "version") & (status.c.key == STATUS_TAG))
@@ -108,14 +117,15 @@ def mlflow_tables(engine: Engine) -> RegistryTables:
         channels=sa.select(
             *mirrored, key.c.value.label("key"), channel.c.key.label("channel_tag"), channel.c.value.label("since")
         )
+        .select_from(with_name(versions))
         .join(key, same(key, versions, "name") & (key.c.key == MODEL_KEY_TAG))
         .join(channel, same(channel, versions, "name", "version") & channel.c.key.like(f"{CHANNEL_TAG}%"))
         .where(stage_is != DELETED_STAGE)
         .subquery("channels"),
         rows=(
-            versions,
+            with_name(versions),
             versions.c.workspace if with_workspace else None,
-            versions.c.name,
+            name(versions),
             versions.c.version,
         ),
     )

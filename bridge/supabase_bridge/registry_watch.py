@@ -21,10 +21,10 @@ from supabase_bridge.arrival_gate import ArrivalGate
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import ModelNotFoundError, RegistryUnavailableError, VersionNotFoundError
 from supabase_bridge.outbox import duties
-from supabase_bridge.outbox.events import NewEvent
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, NewEvent
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.outbox.watched import WATCHED_MODELS, WATCHED_VERSIONS
-from supabase_bridge.reconcile_registry import record_in
+from supabase_bridge.reconcile_registry import record_in, record_replaced_models, record_replaced_versions
 from supabase_bridge.registry import Registry, mlflow_errors
 from supabase_bridge.registry_tables import DELETED_STAGE
 from supabase_bridge.watched_memory import remember_models, remember_versions, set_stage
@@ -37,6 +37,7 @@ _VERSIONS_A_PAGE = 1_000
 _CHANGED_A_PAGE = 50
 _OVERLAP = timedelta(minutes=5)
 """A version's time is taken before its transaction ends, by the clock of one of several servers."""
+_NAME_LIMIT = 256
 _PROMPT_TAG = "mlflow.prompt.is_prompt"
 _DUTY = "watch"
 
@@ -68,6 +69,7 @@ class RegistryWatch:
         self._settings = settings
         self._refused: Mapping[NewEvent, str] = {}
         self._newest_ms: int | None = None
+        self._left_out: set[str] = set()
 
     def poll(self, *, full: bool = False) -> Poll:
         """Look at the registry, and record what changed: what is remembered and the events, in one transaction.
@@ -123,11 +125,15 @@ class RegistryWatch:
                 tried.overtaken = True
                 return tried
             known = bool(connection.execute(sa.select(WATCHED_VERSIONS.c.model).limit(1)).first())
-            remember_models(connection, seen.models, seen.gone.models)
-            remember_versions(connection, seen.versions, full=seen.full)
+            new_models = remember_models(connection, seen.models, seen.gone.models)
+            new_versions = remember_versions(connection, seen.versions, full=seen.full)
             for model, number in seen.gone.versions:
                 set_stage(connection, model, number, DELETED_STAGE)
-            tried.events = record_in(connection, watched_tables(), in_order_of_time=known, admits=admits)
+            tried.events = [
+                *record_replaced_models(connection, DEFAULT_WORKSPACE, new_models),
+                *record_replaced_versions(connection, DEFAULT_WORKSPACE, new_versions),
+                *record_in(connection, watched_tables(), in_order_of_time=known, admits=admits),
+            ]
             if conclude or not tried.undecided:
                 connection.commit()
         return tried
@@ -137,9 +143,20 @@ class RegistryWatch:
         while True:
             with mlflow_errors("list the registered models"):
                 page = self._registry.client.search_registered_models(max_results=_MODELS_A_PAGE, page_token=token)
-            yield from (model for model in page if (model.tags or {}).get(_PROMPT_TAG) != "true")
+            yield from (model for model in page if self._is_followed(model))
             if not (token := page.token):
                 return
+
+    def _is_followed(self, model: RegisteredModel) -> bool:
+        """Prompts are not, nor names that not every database takes: MLflow on SQLite keeps names of any length."""
+        if (model.tags or {}).get(_PROMPT_TAG) == "true":
+            return False
+        if len(model.name) <= _NAME_LIMIT and "\0" not in model.name:
+            return True
+        if model.name not in self._left_out:
+            self._left_out.add(model.name)
+            logger.warning("a model's name is too long to follow", extra={"model": model.name[:50]})
+        return False
 
     def _versions(self, since_ms: int | None) -> Iterator[ModelVersion]:
         """Every version, or those that changed since a time, the last changed first."""

@@ -34,9 +34,9 @@ def roll_back(runtime: Runtime, model: str, *, channel: str, run_id: RunId | Non
         ReleaseWithoutVersionError: the release was not made from MLflow; nothing was changed.
         EventUnfinishedError: the promotion is in MLflow, but the pointer has not followed.
     """
-    key = model_key(runtime.registry, model, DEFAULT_WORKSPACE)
-    keys = ChannelKeys(model_key=key, channel=channel)
     store = runtime.stores(runtime.settings.bucket)
+    key = model_key(runtime.registry, store, model, DEFAULT_WORKSPACE)
+    keys = ChannelKeys(model_key=key, channel=channel)
     target = run_id or release_before(store, keys, seal=runtime.seal)
     origin = verify_release(store, ReleaseKeys(model_key=key, run_id=target), seal=runtime.seal).meta.mlflow
     if origin is None:

@@ -41,6 +41,7 @@ _DATABASES: WeakKeyDictionary[Engine, Hashable] = WeakKeyDictionary()
 """What `_database_of` said when it first saw an engine: a later chdir must not make another file of a relative path."""
 _WATCHED: dict[Hashable, TransitionGate] = {}
 """The databases whose changes are recorded, each with the gate that stands before its promotions."""
+_MODELS = sa.inspect(SqlRegisteredModel).local_table
 _LEFT = "supabase_left"
 """Where a session keeps what its versions have held until this transaction."""
 _ASKED_FOR: ContextVar[int | str | None] = ContextVar("supabase_transition_asked_for", default=None)
@@ -114,7 +115,7 @@ def _version_updated(_mapper: object, connection: Connection, row: Any) -> None:
     elif stage == previous:
         return
     if stage != previous:
-        _left(row).add(Holding(model=row.name, version=row.version, stage=previous))
+        _left(row).add(Holding(model=_model_of(connection, row), version=row.version, stage=previous))
     if stage == STAGE_DELETED_INTERNAL:
         _record(connection, row, EventKind.VERSION_DELETED, version=row.version, previous_stage=previous)
     else:
@@ -135,19 +136,19 @@ def _alias_updated(_mapper: object, connection: Connection, row: Any) -> None:
         previous = _before(row, "version")
         version = int(row.version)  # MLflow 2.22 assigns REST's text
         if previous is not None and int(previous) != version:
-            _left(row).add(Holding(model=row.name, version=int(previous), alias=row.alias))
+            _left(row).add(Holding(model=_model_of(connection, row), version=int(previous), alias=row.alias))
         _record(connection, row, EventKind.ALIAS_SET, alias=row.alias, version=version, previous_version=previous)
 
 
 def _alias_deleted(_mapper: object, connection: Connection, row: Any) -> None:
-    if _is_watched(connection) and not _model_goes_too(row):
+    if _is_watched(connection) and not _model_goes_too(row, _model_of(connection, row)):
         _record(connection, row, EventKind.ALIAS_REMOVED, alias=row.alias, version=row.version)
 
 
-def _model_goes_too(row: Any) -> bool:
+def _model_goes_too(row: Any, model: str) -> bool:
     session = object_session(row)
     return session is not None and any(
-        isinstance(other, SqlRegisteredModel) and other.name == row.name and _workspace(other) == _workspace(row)
+        isinstance(other, SqlRegisteredModel) and other.name == model and _workspace(other) == _workspace(row)
         for other in session.deleted
     )
 
@@ -196,11 +197,22 @@ def _record(connection: Connection, row: Any, kind: EventKind, **facts: Any) -> 
     Raises:
         MlflowException: the gate refuses it.
     """
-    event = NewEvent(kind=kind, workspace=_workspace(row), model=row.name, **facts)
+    event = NewEvent(kind=kind, workspace=_workspace(row), model=_model_of(connection, row), **facts)
     model = RegistryFacts(connection, workspace=event.workspace, model=event.model)
     if not any(_says_prompt(key, value) for key, value in model.tags.items()):
         _WATCHED[_database_of(connection.engine)].check(model, event, left=_left(row))
         append(connection, event)
+
+
+def _model_of(connection: Connection, row: Any) -> str:
+    """The registered model's own name: on MySQL and MariaDB a row may spell it as the caller did, in another case."""
+    if connection.dialect.name in {"mysql", "mariadb"}:
+        query = sa.select(_MODELS.c.name).where(_MODELS.c.name == row.name)
+        if "workspace" in _MODELS.c:
+            query = query.where(_MODELS.c.workspace == _workspace(row))
+        if (found := connection.execute(query).scalar()) is not None:
+            return str(found)
+    return str(row.name)
 
 
 def _says_prompt(key: str, value: str | None) -> bool:

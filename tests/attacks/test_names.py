@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -84,14 +86,60 @@ def test_a_model_that_is_tagged_with_a_path_is_refused_before_anything_is_stored
         assert "cannot be a folder in Supabase Storage" in error
 
 
-def test_a_model_tagged_with_another_models_folder_is_refused_and_the_other_is_as_it_was(
-    directory_scene: Scene,
-) -> None:
+def test_a_model_tagged_with_another_models_folder_is_refused_and_the_other_goes_on(directory_scene: Scene) -> None:
     directory_scene.promote(directory_scene.train())
     directory_scene.work()
     version = directory_scene.train(model="mine")
     directory_scene.client.set_registered_model_tag("mine", "supabase.key", MODEL)
     assert f"belongs to registered model '{MODEL}'" in refusal(directory_scene, version, model="mine")
+    again = directory_scene.train()
+    directory_scene.promote(again)
+    directory_scene.work()
+    assert directory_scene.current() == again
+
+
+def test_a_model_tagged_with_the_folder_of_one_that_is_not_mirrored_yet_is_refused(directory_scene: Scene) -> None:
+    directory_scene.client.create_registered_model(MODEL)
+    version = directory_scene.train(model="mine")
+    directory_scene.client.set_registered_model_tag("mine", "supabase.key", MODEL)
+    assert f"belongs to registered model '{MODEL}'" in refusal(directory_scene, version, model="mine")
+    own = directory_scene.train()
+    directory_scene.promote(own)
+    directory_scene.work()
+    assert directory_scene.current() == own
+
+
+@pytest.mark.parametrize("renamed", [True, False])
+def test_a_model_that_is_called_like_a_mirrored_models_folder_is_refused_and_the_other_goes_on(
+    directory_scene: Scene, renamed: bool
+) -> None:
+    if not renamed:
+        directory_scene.client.create_registered_model("retrieval")
+        directory_scene.client.set_registered_model_tag("retrieval", "supabase.key", MODEL)
+    run = directory_scene.log_run()
+    directory_scene.register(run, model=MODEL if renamed else "retrieval")
+    directory_scene.work()
+    if renamed:
+        directory_scene.client.rename_registered_model(MODEL, "retrieval")
+    # The same run, the same number, and the tags that the worker gave the other's version.
+    version = directory_scene.register(run)
+    directory_scene.client.set_registered_model_tag(MODEL, "supabase.key", MODEL)
+    directory_scene.client.set_model_version_tag(MODEL, str(version), "supabase.run_id", "20251031T093831Z")
+    an_hour_passes(directory_scene)
+    assert "belongs to registered model 'retrieval'" in refusal(directory_scene, version)
+    again = directory_scene.train(model="retrieval")
+    directory_scene.promote(again, model="retrieval")
+    directory_scene.work()
+    assert directory_scene.current() == again
+
+
+def an_hour_passes(scene: Scene) -> None:
+    """Let the first version of the model `retrieval`, and what its release recorded, be an hour older."""
+    with closing(sqlite3.connect(scene.settings.home / "mlflow.db")) as database, database:
+        database.execute("UPDATE model_versions SET creation_time = creation_time - 3600000 WHERE name = 'retrieval'")
+    for path in (scene.settings.home / "supabase").rglob("model_meta.json"):
+        then = path.stat().st_mtime - 3600
+        os.utime(path, (then, then))
 
 
 @pytest.mark.parametrize("place", ["version", "run"])
@@ -114,8 +162,12 @@ def test_a_run_id_tag_that_names_another_versions_release_is_a_conflict_and_chan
     assert head is not None
     version = directory_scene.train()
     directory_scene.client.set_model_version_tag(MODEL, str(version), "supabase.run_id", head.current.run_id)
-    assert "exists with other content" in refusal(directory_scene, version)
+    assert "is the release of two_tower version 1, not of two_tower version 2" in refusal(directory_scene, version)
     assert directory_scene.head() == head
+    directory_scene.client.delete_model_version_tag(MODEL, str(version), "supabase.run_id")
+    directory_scene.runtime.outbox.retry(directory_scene.events()[-1].id)
+    directory_scene.work()
+    assert directory_scene.current() == version
 
 
 def test_a_training_that_asks_for_another_releases_run_id_gets_one_of_its_own(directory_scene: Scene) -> None:

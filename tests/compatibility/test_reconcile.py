@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from supabase_bridge.outbox.events import EventKind
 from supabase_bridge.outbox.schema import OUTBOX
+from supabase_bridge.reconcile_findings import Finding
 from supabase_bridge.reconcile_registry import find_unrecorded, record_unrecorded
 from supabase_bridge.reconcile_releases import claimed_releases
 from supabase_bridge.registry_tables import mlflow_tables
@@ -98,9 +99,9 @@ def test_releases_come_in_the_order_of_their_keys_bytes(registry: Registry) -> N
             column = registry.engine.dialect.identifier_preparer.quote("key")
             connection.execute(sa.text(model_tag.format(column)), values)
             connection.execute(sa.text(version_tag.format(column)), values)
-    found = [
-        claim.keys.prefix
-        for claim in claimed_releases(registry.engine, mlflow_tables(registry.engine), workspace="default")
-    ]
+    tables, unusable = mlflow_tables(registry.engine), list[Finding]()
+    claims = claimed_releases(registry.engine, tables, workspace="default", unusable=unusable.append)
+    found = [claim.keys.prefix for claim in claims]
+    assert unusable == []
     assert found == sorted(found, key=str.encode)
     assert len(found) == len(names)

@@ -22,7 +22,11 @@ from supabase_bridge.channel_log import ChannelLog
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import RegistryUnavailableError, SettingsError
 from supabase_bridge.layout import ChannelKeys
-from supabase_bridge.outbox.events import Event, EventKind
+from supabase_bridge.object_store.opening import open_store
+from supabase_bridge.outbox.events import Event, EventKind, NewEvent
+from supabase_bridge.outbox.schema import append
+from supabase_bridge.outbox.tables import OUTBOX
+from supabase_bridge.outbox.watched import WATCHED_MODELS, WATCHED_VERSIONS
 from supabase_bridge.reconcile import Depth
 from supabase_bridge.registry_watching import watching
 from supabase_bridge.worker import utc_now
@@ -243,3 +247,79 @@ def test_once_says_what_it_saw_and_the_command_stops_when_asked(remote: Remote, 
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     assert b"watch:    stopped" in (tmp_path / "stderr").read_bytes()
+
+
+@on_both_databases
+def test_a_tag_that_is_too_long_for_a_folder_stops_nothing(remote: Remote, tmp_path: Path) -> None:
+    version = remote.train(tmp_path)
+    other = f"{remote.model}-other"
+    remote.client.create_registered_model(other)
+    remote.client.set_registered_model_tag(other, "supabase.key", "x" * 5_000)
+    remote.client.set_model_version_tag(remote.model, str(version), "supabase.channel.x", "y\0" * 1_000)
+    remote.follow()
+    remote.promote(version)
+    remote.client.create_registered_model("n" * 300)
+    remote.follow()
+    assert remote.current() == version
+    with remote.watching() as made, made.runtime.outbox.engine.connect() as connection:
+        assert connection.execute(
+            sa.select(WATCHED_MODELS.c.model_key).where(WATCHED_MODELS.c.model == other)
+        ).all() == [(None,)]
+    remote.client.delete_registered_model("n" * 300)
+
+
+@on_both_databases
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_model_that_was_deleted_and_made_again_between_two_looks_is_another_one(
+    remote: Remote, tmp_path: Path, stopped: bool
+) -> None:
+    remote.train(tmp_path, stage="Production")
+    remote.follow()
+    with remote.watching() as made:
+        made.watch.poll()
+        remote.client.delete_registered_model(remote.model)
+        version = remote.train(tmp_path, stage="Production")
+        if not stopped:
+            found = made.watch.poll()
+            assert not found.full
+            made.runtime.worker().drain()
+    if stopped:
+        remote.follow()
+    with remote.watching() as made:
+        assert changes(remote.events(made))[2:] == [
+            (EventKind.MODEL_DELETED, None, None),
+            (EventKind.STAGE_CHANGED, version, "Production"),
+            (EventKind.VERSION_CREATED, version, "Production"),
+        ]
+        assert made.watch.poll(full=True).events == ()
+    tags = remote.client.get_model_version(remote.model, str(version)).tags
+    store = open_store(remote.settings, "models")
+    head = ChannelLog(store, ChannelKeys(model_key=remote.model, channel="latest")).look().head
+    assert head is not None
+    assert (head.sequence, head.current.run_id) == (2, tags["supabase.run_id"])
+
+
+def test_a_version_under_the_number_of_another_one_is_mirrored(remote: Remote, tmp_path: Path) -> None:
+    version = remote.train(tmp_path, stage="Production")
+    remote.follow()
+    with remote.watching() as made, made.runtime.outbox.engine.begin() as connection:
+        # MLflow gives no number twice, while a row of its table remembers it; other registries may.
+        connection.execute(WATCHED_VERSIONS.update().values(created_ms=1))
+    assert changes(remote.follow()) == [
+        (EventKind.VERSION_DELETED, version, None),
+        (EventKind.VERSION_CREATED, version, "None"),
+        (EventKind.STAGE_CHANGED, version, "Production"),
+    ]
+    assert remote.current() == version
+    assert remote.follow() == []
+
+
+def test_a_worker_that_ends_unexpectedly_ends_the_command(remote: Remote, tmp_path: Path) -> None:
+    with remote.watching() as made, made.runtime.outbox.engine.begin() as connection:
+        event = NewEvent(kind=EventKind.VERSION_CREATED, workspace="default", model="other", version=1)
+        append(connection, event)
+        connection.execute(OUTBOX.update().values(kind="a kind of a later release"))
+    command = [str(EXECUTABLE), "watch-registry", "--tracking-uri", remote.url, "--home", str(remote.home)]
+    with started(command, cwd=tmp_path, env=surroundings(tmp_path), stdout=subprocess.PIPE) as process:
+        assert process.wait(timeout=60) == 1
+    assert b"Error: the worker ended unexpectedly" in (tmp_path / "stderr").read_bytes()

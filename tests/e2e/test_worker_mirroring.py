@@ -274,3 +274,87 @@ def test_a_new_model_under_the_name_of_a_renamed_one_is_refused(scene: Scene) ->
     scene.work()
     assert scene.tags(version)["status"] == "mirrored"
     assert scene.objects("two_tower_new/")
+
+
+# --- what was deleted in MLflow ---------------------------------------------------------------------------------------
+
+
+def test_a_run_registered_again_after_its_version_was_deleted_is_promoted_as_a_release_of_its_own(scene: Scene) -> None:
+    run = scene.log_run()
+    first = scene.register(run)
+    scene.work()
+    before = scene.objects(PREFIX)
+    scene.client.delete_model_version(MODEL, str(first))
+    second = scene.register(run)
+    scene.work()
+    scene.promote(second)
+    scene.work()
+    assert scene.current() == second
+    assert scene.tags(second)["run_id"] == f"{RUN_ID}-v2"
+    assert scene.objects(PREFIX) == before
+
+
+def test_a_run_whose_version_was_deleted_before_it_was_mirrored_goes_on_in_the_same_folder(scene: Scene) -> None:
+    run = scene.log_run()
+    first = scene.register(run)
+    scene.work()
+    scene.store.delete([f"{PREFIX}model_meta.json"])
+    scene.client.delete_model_version(MODEL, str(first))
+    second = scene.register(run)
+    scene.promote(second)
+    scene.work()
+    assert (scene.current(), scene.tags(second)["run_id"]) == (second, RUN_ID)
+
+
+def test_a_model_that_was_deleted_and_made_again_gets_releases_beside_the_old_ones(directory_scene: Scene) -> None:
+    scene = directory_scene
+    runs = [scene.log_run() for _ in range(2)]
+    for run in runs:
+        scene.register(run)
+    scene.work()
+    before = scene.objects()
+    scene.client.delete_registered_model(MODEL)
+    for version in [scene.register(run) for run in reversed(runs)]:
+        scene.promote(version)
+        scene.work()
+        assert scene.current() == version
+    # What the second training asks for is the first version's; one that is what it was keeps its name.
+    assert [scene.tags(version)["run_id"] for version in (1, 2)] == ["20251031T093931Z-v1", f"{RUN_ID}-v2"]
+    assert before.items() <= scene.objects().items()
+    scene.client.delete_registered_model(MODEL)
+    again = [scene.register(run) for run in [runs[1], *runs]]
+    scene.work()
+    assert [scene.tags(version)["run_id"] for version in again] == [
+        "20251031T093931Z-v1",
+        f"{RUN_ID}-v2",
+        "20251031T093931Z-v3",
+    ]
+
+
+def test_a_version_that_lost_its_tag_finds_its_own_release_again(directory_scene: Scene) -> None:
+    version = directory_scene.train()
+    directory_scene.work()
+    before = directory_scene.objects()
+    directory_scene.client.delete_model_version_tag(MODEL, str(version), "supabase.run_id")
+    directory_scene.promote(version)
+    directory_scene.work()
+    assert directory_scene.tags(version)["run_id"] == RUN_ID
+    assert before == directory_scene.objects(PREFIX)
+
+
+def test_a_release_of_the_same_number_and_run_with_another_model_in_it_is_not_taken_for_the_versions(
+    directory_scene: Scene,
+) -> None:
+    scene = directory_scene
+    run = scene.log_run(
+        files={**model_files(1), "other/MLmodel": model_files()["model/MLmodel"], "other/model.onnx": tiny_onnx(7)}
+    )
+    scene.register(run)
+    scene.work()
+    scene.client.delete_registered_model(MODEL)
+    version = scene.register(run, source=f"{scene.client.get_run(run).info.artifact_uri}/other")
+    scene.promote(version)
+    scene.work()
+    head = scene.head()
+    assert head is not None
+    assert scene.objects()[head.current.onnx_path] == tiny_onnx(7)

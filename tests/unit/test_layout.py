@@ -268,3 +268,13 @@ def test_a_history_key_says_its_sequence(sequence: int) -> None:
 )
 def test_a_key_that_is_no_log_entry_has_no_sequence(key: str) -> None:
     assert LATEST.sequence_of(key) is None
+
+
+def test_a_run_id_of_which_the_versions_own_form_is_taken_too_gets_a_number() -> None:
+    wanted = RunId.parse("20251031T093831Z")
+    taken = [wanted, RunId.parse(f"{wanted}-v2"), RunId.parse(f"{wanted}-v2.2")]
+    assert str(wanted.unique(taken, version=2)) == "20251031T093831Z-v2.3"
+    longest = RunId.parse("20251031T093831Z-" + "x" * 64)
+    second = longest.unique([longest], version=2)
+    third = longest.unique([longest, second], version=2)
+    assert (str(third)[-6:], RunId.parse(str(third))) == ("x-v2.2", third)

@@ -7,19 +7,23 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from typing import Any, cast
 
 import pytest
 
 from supabase_bridge.by_hand import point_to
 from supabase_bridge.config import Settings
+from supabase_bridge.documents import LIMIT_BYTES
 from supabase_bridge.errors import StoreUnavailableError
 from supabase_bridge.layout import METRICS_NAME, ChannelKeys, ReleaseKeys, RunId
-from supabase_bridge.object_store import PutOptions
+from supabase_bridge.object_store import ObjectStore, PutOptions
 from supabase_bridge.outbox.events import EventState
+from supabase_bridge.processing import Processor
 from supabase_bridge.reconcile import Depth
 from supabase_bridge.reconcile_findings import Finding, FindingKind, Remedy
 from supabase_bridge.reconcile_releases import ClaimedRelease, Folder, side_by_side
 from supabase_bridge.runtime import existing_stores
+from supabase_bridge.worker import Worker
 from tests.registry_fixtures import (
     BUCKET,
     FIRST_TRAINING,
@@ -35,6 +39,7 @@ from tests.registry_fixtures import (
     supabase_scene,
     supabase_settings,
 )
+from tests.simulators.faults import Fault, Respond
 from tests.simulators.storage import StorageSimulator
 
 __all__ = [
@@ -209,6 +214,79 @@ def test_a_release_that_was_current_once_is_not_deleted_whatever_it_lacks(releas
     assert kept(released).endswith(f"; it stays: {MODEL}/latest/history/00000001.json names it")
 
 
+def test_a_log_that_is_too_large_to_be_read_keeps_what_is_half_written_and_ends_nothing(released: Scene) -> None:
+    begin_a_release(released, NOBODYS)
+    large = f"{MODEL}/other/history/00000001.json"
+    released.store.create(large, b"x" * (LIMIT_BYTES + 1), PutOptions())
+    released.clock.advance(LONG)
+    before = released.objects()
+    found = reconcile(released, sweep=True)
+    assert kinds(found) == [
+        (FindingKind.UNCLAIMED_FOLDER, Remedy.REPORTED),
+        (FindingKind.DAMAGED_LOG, Remedy.REPORTED),
+    ]
+    assert found[0].detail.endswith(f"; it stays: {large} is too large to be read, and may name it")
+    assert released.objects() == before
+
+
+def test_each_log_is_read_once_however_much_is_half_written_and_may_go_meanwhile(
+    supabase_scene: Scene, simulator: StorageSimulator
+) -> None:
+    release_two(supabase_scene)
+    without = begin_a_release(supabase_scene, NOBODYS)
+    begin_a_release(supabase_scene, ReleaseKeys(model_key=MODEL, run_id=RunId.parse("20200102T000000Z")))
+    supabase_scene.clock.advance(LONG)
+    reconcile(supabase_scene)
+    gone = b'{"statusCode": "404", "error": "not_found", "message": "Object not found"}'
+    entry = f"{MODEL}/latest/history/00000001.json"
+    simulator.inject(Fault(action=Respond(400, gone), path_contains=entry, times=1))
+    asked = len(simulator.calls())
+    assert kinds(reconcile(supabase_scene, sweep=True)) == [(FindingKind.UNCLAIMED_FOLDER, Remedy.DELETED)] * 2
+    reads = [call.path for call in simulator.calls()[asked:] if call.method == "GET" and entry in call.path]
+    assert len(reads) == 1
+    assert supabase_scene.objects() == without
+
+
+class SweptMeanwhile:
+    """A store in which somebody deletes a file just before its release gets `model_meta.json`."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def create(self, key: str, *arguments: Any) -> Any:
+        if key.endswith("model_meta.json"):
+            self._store.delete([key.replace("model_meta.json", METRICS_NAME)])
+        return self._store.create(key, *arguments)
+
+
+def test_a_release_that_was_swept_while_it_was_made_is_reported_and_a_retry_makes_it_whole(
+    directory_scene: Scene,
+) -> None:
+    scene = directory_scene
+    version = scene.train()
+    scene.promote(version)
+    processor = Processor(
+        settings=scene.settings,
+        registry=scene.runtime.registry,
+        outbox=scene.runtime.outbox,
+        open_store=lambda bucket: cast("ObjectStore", SweptMeanwhile(scene.runtime.stores(bucket))),
+    )
+    Worker(name="w", settings=scene.settings, outbox=scene.runtime.outbox, processor=processor).drain()
+    assert {event.state for event in scene.events()} == {EventState.DEAD}
+    assert scene.head() is None
+    found = reconcile(scene)
+    assert kinds(found) == [(FindingKind.INCOMPLETE_RELEASE, Remedy.REPORTED)]
+    newest = scene.events()[-1]
+    assert found[0].detail.endswith(f"supabase-bridge outbox retry {newest.id}")
+    scene.runtime.outbox.retry(newest.id)
+    scene.work()
+    assert scene.current() == version
+    assert reconcile(scene) == []
+
+
 def test_nothing_half_written_is_deleted_while_changes_are_on_their_way(released: Scene) -> None:
     begin_a_release(released, NOBODYS)
     released.train()
@@ -360,3 +438,31 @@ def test_two_passes_at_once_record_each_change_once(directory_scene: Scene) -> N
         found = list(pool.map(lambda _: reconcile(directory_scene), range(4)))
     assert sum(map(len, found)) == 5
     assert len(directory_scene.events()) == 5
+
+
+# --- what anybody may write in MLflow ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", list(Depth))
+def test_tags_that_name_no_folder_no_channel_and_no_release_are_reported_and_hide_nothing(
+    released: Scene, depth: Depth
+) -> None:
+    released.train(model="ours")
+    released.client.set_registered_model_tag("ours", "supabase.key", "ö")
+    released.client.set_model_version_tag("ours", "1", "supabase.run_id", "20251031T093831Z")
+    released.client.set_model_version_tag("ours", "1", "supabase.channel.latest", "current since x")
+    for channel in ("ö", "../x", "A", "x" * 200, ""):
+        released.client.set_model_version_tag(MODEL, "1", f"supabase.channel.{channel}", "current since x")
+    released.work()
+    delete(released, MANIFEST)
+    delete(released, keys_of(released, 1).prefix)
+    released.store.create("_tmp/left", b"", PutOptions())
+    released.clock.advance(LONG)
+    found = reconcile(released, depth=depth)
+    assert {FindingKind.MANIFEST_DIFFERS, FindingKind.INCOMPLETE_RELEASE, FindingKind.TEMPORARY_KEY} <= {
+        item.kind for item in found
+    }
+    unusable = [item for item in found if item.kind is FindingKind.UNUSABLE_TAG]
+    assert {item.subject for item in unusable} == {f"{MODEL} version 1", "ours version 1"}
+    assert len(unusable) == 6
+    assert {item.remedy for item in unusable} == {Remedy.REPORTED}

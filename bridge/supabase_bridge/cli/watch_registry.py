@@ -13,7 +13,7 @@ import click
 
 from supabase_bridge.cli.common import home_option, say_store, upload_bar
 from supabase_bridge.config import Settings
-from supabase_bridge.errors import BridgeError
+from supabase_bridge.errors import BridgeError, WorkerDiedError
 
 if TYPE_CHECKING:
     from supabase_bridge.registry_watch import RegistryWatch
@@ -46,7 +46,8 @@ def command(tracking_uri: str, interval: float, full_interval: float, once: bool
     MLflow's own variables say how to log in: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN.
 
     \b
-    Exit codes:  0 stopped, or done with --once   1 something failed for good (--once)   2 wrong use or settings
+    Exit codes:  0 stopped, or done with --once   1 something failed for good (--once), or the worker ended
+    unexpectedly   2 wrong use or settings
 
     \b
     Example:  supabase-bridge watch-registry --tracking-uri https://mlflow.example.com
@@ -75,7 +76,17 @@ def command(tracking_uri: str, interval: float, full_interval: float, once: bool
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-        working = threading.Thread(target=worker.run, args=(stop,), name="worker")
+        died: list[Exception] = []
+
+        def work() -> None:
+            try:
+                worker.run(stop)
+            except Exception as error:  # noqa: BLE001 - the edge of a thread: the command ends with it
+                died.append(error)
+            finally:
+                stop.set()
+
+        working = threading.Thread(target=work, name="worker")
         working.start()
         click.echo("watch:    ready", err=True)
         try:
@@ -83,6 +94,8 @@ def command(tracking_uri: str, interval: float, full_interval: float, once: bool
         finally:
             stop.set()
             working.join()
+        if died:
+            raise WorkerDiedError(f"{type(died[0]).__name__}: {died[0]}") from died[0]
         click.echo("watch:    stopped", err=True)
 
 

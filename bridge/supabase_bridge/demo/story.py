@@ -115,4 +115,5 @@ def _manifest(runtime: Runtime, model: str) -> Manifest:
 
 
 def _latest(runtime: Runtime, model: str) -> ChannelKeys:
-    return ChannelKeys(model_key=model_key(runtime.registry, model, DEFAULT_WORKSPACE), channel="latest")
+    store = runtime.stores(runtime.settings.bucket)
+    return ChannelKeys(model_key=model_key(runtime.registry, store, model, DEFAULT_WORKSPACE), channel="latest")

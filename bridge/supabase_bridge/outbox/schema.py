@@ -23,7 +23,7 @@ __all__ = ["META", "OUTBOX", "REVISION", "append", "ensure_schema", "rename_mode
 
 logger = logging.getLogger(__name__)
 
-REVISION = "0003"
+REVISION = "0004"
 """Of these tables; `migrations` leads there from every earlier one."""
 
 _FIRST_REVISION = "0001"

@@ -26,6 +26,7 @@ WATCHED_MODELS = _table(
     "supabase_watched_models",
     sa.Column("model", _NAME, primary_key=True),
     sa.Column("model_key", sa.String(250)),
+    sa.Column("created_ms", sa.BigInteger),
 )
 
 WATCHED_VERSIONS = _table(
@@ -34,6 +35,7 @@ WATCHED_VERSIONS = _table(
     sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("stage", sa.String(20), nullable=False),
     sa.Column("changed_ms", sa.BigInteger),
+    sa.Column("created_ms", sa.BigInteger),
 )
 """A deleted version stays, in MLflow's own stage for that, until its model goes."""
 
