@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,13 @@ def draft_release(selection: Selection, directory: Path) -> Draft:
     found = {name: _read(selection.environment(name), directory) for name in ENVIRONMENT_NAMES}
     state_dict = selection.state_dict()
     chosen = _chosen(selection, described.get("flavors", {}))
-    # One after the other: a model that is refused costs no gigabytes of state_dict.
-    onnx, tensors = _onnx(selection, chosen, directory)
-    weights = None if state_dict is None else state_dict.take(_own(directory, "state_dict"))
+    with ThreadPoolExecutor(1, thread_name_prefix="taking") as beside:
+        weights = None if state_dict is None else beside.submit(state_dict.take, _own(directory, "state_dict"))
+        onnx, tensors = _onnx(selection, chosen, directory)
     return Draft(
         onnx=onnx,
         tensors=tensors,
-        state_dict=weights,
+        state_dict=None if weights is None else weights.result(),
         meta={} if meta is None else parse_object(meta, META_NAME),
         metrics={} if metrics is None else parse_object(metrics, METRICS_NAME),
         summary=_read(selection.document(SUMMARY_NAME), directory),

@@ -166,15 +166,6 @@ def test_a_full_disk_says_nothing_against_a_model_that_is_drafted(tmp_path: Path
     check(draft(tmp_path))
 
 
-def test_where_the_model_is_refused_its_state_dict_is_not_waited_for(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "m.onnx").write_bytes(b"not a model")
-    (tmp_path / "model" / "m.pt").write_bytes(bytes(100))
-    with pytest.raises(InvalidModelFileError):
-        draft(tmp_path)
-    assert not list((tmp_path / "draft").rglob("*.pt"))
-
-
 @pytest.mark.parametrize("taken", ["onnx", "joined", "parts", "parts/w"])
 def test_a_place_that_cannot_be_made_is_named(tmp_path: Path, taken: str) -> None:
     path = tmp_path / "model" / "m.onnx"
