@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from supabase_bridge.outbox.events import Event, EventState
 from supabase_bridge.runtime import Runtime
-from supabase_bridge.worker import Handled, utc_now
+from supabase_bridge.worker import Handled
 
 _PAUSE_SECONDS = 0.2
 
@@ -62,7 +62,7 @@ def take_up_failed(runtime: Runtime, model: str | None) -> int:
 
 
 def _held_by_others(runtime: Runtime) -> bool:
-    now = utc_now()
+    now = runtime.outbox.now()
     pending = runtime.outbox.events(states=(EventState.PENDING,))
     return any(event.leased_until is not None and event.leased_until >= now for event in pending)
 

@@ -694,10 +694,13 @@ class EventNotFoundError(BridgeError):
 
 
 class LeaseLostError(BridgeError):
-    """Another worker took an event over, because this one held it for too long without a sign of life."""
+    """An event is no longer its worker's: held for too long without a sign of life, or its model was renamed."""
 
     def __init__(self, event_id: int) -> None:
-        super().__init__(f"event {event_id} was taken over by another worker; its outcome is that worker's to write")
+        super().__init__(
+            f"event {event_id} was taken over by another worker, or its model was renamed; "
+            "what becomes of it is for whoever takes it up next"
+        )
         self.event_id = event_id
 
 

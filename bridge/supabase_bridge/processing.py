@@ -139,7 +139,9 @@ class Processor:
 
     def _switch(self, event: Event, triggers: Triggers, still_held: Callable[[], None]) -> Finished:
         """Bring one channel to the version that should be current, if this event is the one to do it."""
-        if event.attempts > 1 and (done := self._finish_committed(event, triggers, still_held)) is not None:
+        # One that a person retries has its attempts counted anew; what became of it before is still said.
+        tried_before = event.attempts > 1 or event.outcome is not None
+        if tried_before and (done := self._finish_committed(event, triggers, still_held)) is not None:
             return done
         winner = self._winner(event, triggers)
         if triggers.arrives(event):

@@ -107,6 +107,7 @@ class Reconciler:
         """Look, and see to what is found; each finding is given back once that is done.
 
         Args:
+            now: By the database's clock: what is old is deleted.
             model: Only at this registered model.
             dry_run: Write nothing anywhere; the findings are what would be done.
             sweep: Delete old half-written releases that belong to no version; else they are reported.

@@ -16,14 +16,12 @@ from sqlalchemy.engine import Connection, Engine
 
 from supabase_bridge.arrival_gate import ArrivalGate
 from supabase_bridge.outbox import duties
-from supabase_bridge.outbox.events import EventKind, NewEvent
+from supabase_bridge.outbox.events import OF_ALIASES, OF_VERSIONS, EventKind, NewEvent
 from supabase_bridge.outbox.schema import append, retire_model
 from supabase_bridge.outbox.tables import OUTBOX
 from supabase_bridge.registry_tables import DELETED_STAGE, NO_STAGE, RegistryTables
 
 _BATCH = 500
-_OF_VERSIONS = (EventKind.VERSION_CREATED, EventKind.STAGE_CHANGED, EventKind.VERSION_DELETED)
-_OF_ALIASES = (EventKind.ALIAS_SET, EventKind.ALIAS_REMOVED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +210,7 @@ def _model_events(rows: Sequence[Any]) -> list[Unrecorded]:
 
 def _differing_versions(tables: RegistryTables, model: str | None, *, staged: bool) -> sa.Select[Any]:
     said, versions = OUTBOX.alias("said"), tables.versions
-    newest = _newest(_OF_VERSIONS, "version")
+    newest = _newest(OF_VERSIONS, "version")
     same = [newest.c[name] == versions.c[name] for name in ("workspace", "model", "version")]
     deleted = versions.c.stage == DELETED_STAGE
     said_deleted = said.c.kind == EventKind.VERSION_DELETED.value
@@ -247,7 +245,7 @@ def _moved(row: Any) -> Unrecorded:
 
 def _differing_aliases(tables: RegistryTables, model: str | None) -> sa.Select[Any]:
     said, aliases = OUTBOX.alias("said"), tables.aliases
-    newest = _newest(_OF_ALIASES, "alias")
+    newest = _newest(OF_ALIASES, "alias")
     same = [newest.c[name] == aliases.c[name] for name in ("workspace", "model", "alias")]
     set_so = (said.c.kind == EventKind.ALIAS_SET.value) & (said.c.version == aliases.c.version)
     return (
@@ -272,7 +270,7 @@ def _alias_events(rows: Sequence[Any]) -> list[Unrecorded]:
 
 def _vanished_aliases(tables: RegistryTables, model: str | None) -> sa.Select[Any]:
     said, aliases, models = OUTBOX.alias("said"), tables.aliases, tables.models
-    newest = _newest(_OF_ALIASES, "alias")
+    newest = _newest(OF_ALIASES, "alias")
     there = sa.exists().where(*(aliases.c[name] == said.c[name] for name in ("workspace", "model", "alias")))
     known = sa.exists().where(models.c.model == said.c.model, models.c.workspace == said.c.workspace)
     return (

@@ -20,6 +20,7 @@ from supabase_bridge.errors import (
     VersionNotFoundError,
 )
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
+from supabase_bridge.storable import storable
 
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"}
 _REFUSED = {*_ABSENT, "INVALID_PARAMETER_VALUE", "BAD_REQUEST", "PERMISSION_DENIED", "INVALID_STATE"}
@@ -110,6 +111,8 @@ class Registry:
     def set_tags(self, version: RegisteredVersion, tags: Mapping[str, str | None]) -> None:
         """Make a version's tags these; None removes one. What is so already is not written. Longer texts are cut.
 
+        What no database takes is shown, see `storable`.
+
         Raises:
             VersionNotFoundError: the version was deleted meanwhile.
         """
@@ -120,8 +123,8 @@ class Registry:
                 if value is None:
                     if key in version.tags:
                         self.client.delete_model_version_tag(model, number, key)
-                elif version.tags.get(key) != value[:_TAG_LIMIT]:
-                    self.client.set_model_version_tag(model, number, key, value[:_TAG_LIMIT])
+                elif version.tags.get(key) != (text := storable(value, limit=_TAG_LIMIT)):
+                    self.client.set_model_version_tag(model, number, key, text)
 
     def promote(self, model: str, version: int, stage: str, workspace: str = DEFAULT_WORKSPACE) -> None:
         """Move a version to a stage and archive the others there, as a person would in the UI.

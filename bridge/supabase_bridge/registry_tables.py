@@ -15,7 +15,7 @@ from supabase_bridge.status_tags import CHANNEL_TAG, STATUS_TAG
 
 DELETED_STAGE = "Deleted_Internal"
 NO_STAGE = "None"
-_PROMPT_TAG = "mlflow.prompt.is_prompt"
+PROMPT_TAG = "mlflow.prompt.is_prompt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def mlflow_tables(engine: Engine) -> RegistryTables:
         return named.c.name if folds_case else of.c.name
 
     def no_prompt(of: Any) -> Any:
-        says_so = (prompt.c.key == _PROMPT_TAG) & (prompt.c.value == "true")
+        says_so = (prompt.c.key == PROMPT_TAG) & (prompt.c.value == "true")
         return ~sa.exists().where(same(prompt, of, "name"), says_so)
 
     stage_is = sa.func.coalesce(versions.c.current_stage, NO_STAGE)

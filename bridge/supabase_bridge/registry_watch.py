@@ -26,7 +26,7 @@ from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.outbox.watched import WATCHED_MODELS, WATCHED_VERSIONS
 from supabase_bridge.reconcile_registry import record_in, record_replaced_models, record_replaced_versions
 from supabase_bridge.registry import Registry, mlflow_errors
-from supabase_bridge.registry_tables import DELETED_STAGE
+from supabase_bridge.registry_tables import DELETED_STAGE, PROMPT_TAG
 from supabase_bridge.watched_memory import remember_models, remember_versions, set_stage
 from supabase_bridge.watched_tables import watched_tables
 
@@ -38,7 +38,6 @@ _CHANGED_A_PAGE = 50
 _OVERLAP = timedelta(minutes=5)
 """A version's time is taken before its transaction ends, by the clock of one of several servers."""
 _NAME_LIMIT = 256
-_PROMPT_TAG = "mlflow.prompt.is_prompt"
 _DUTY = "watch"
 
 
@@ -149,7 +148,7 @@ class RegistryWatch:
 
     def _is_followed(self, model: RegisteredModel) -> bool:
         """Prompts are not, nor names that not every database takes: MLflow on SQLite keeps names of any length."""
-        if (model.tags or {}).get(_PROMPT_TAG) == "true":
+        if (model.tags or {}).get(PROMPT_TAG) == "true":
             return False
         if len(model.name) <= _NAME_LIMIT and "\0" not in model.name:
             return True

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from functools import partial
 
 from supabase_bridge.chores import Chore, doing_chores
@@ -31,11 +31,6 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE = timedelta(seconds=1)
 _LONGEST_PAUSE = timedelta(seconds=30)
 """Between two looks at the outbox, whatever the bell says: a notification can be lost with its connection."""
-
-
-def utc_now() -> datetime:
-    """The time, aware, in UTC, by this machine's clock."""
-    return datetime.now(timezone.utc)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +110,9 @@ class Worker:
         except BridgeError as error:
             # Nobody could be told; the event comes back when its lease ends.
             logger.warning("an event could not be finished", extra={"event": event.id, "reason": str(error)})
+        except Exception:
+            # Other models' events are not kept waiting; if this one is not finished, it comes back likewise.
+            logger.exception("an event was not followed to its end", extra={"event": event.id})
 
     def drain(self) -> int:
         """Work until nothing is due now, and nothing in hand; returns how many events were taken up.
@@ -175,7 +173,16 @@ class Worker:
             )
         except Exception as error:
             logger.exception("an event failed unexpectedly", extra={"event": event.id})
-            return self._failed(event, clock(), f"{type(error).__name__}: {error}", retryable=True)
+            return self._failed(event, clock(), _named(error), retryable=True)
+        try:
+            return self._ended(event, result)
+        except BridgeError:
+            raise
+        except Exception as error:
+            logger.exception("an event failed unexpectedly", extra={"event": event.id})
+            return self._failed(event, clock(), _named(error), retryable=True)
+
+    def _ended(self, event: Event, result: Finished | Waiting) -> Handled:
         if isinstance(result, Waiting):
             self._outbox.postpone(event, self._name, result.reason, until=result.until)
             return Handled(event=event, state=EventState.PENDING, outcome=result.reason)
@@ -200,6 +207,8 @@ class Worker:
             self._processor.report_failure(event, reason, retrying=retrying, rejected=rejected)
         except BridgeError as error:
             logger.warning("the failure could not be shown in MLflow", extra={"reason": str(error)})
+        except Exception:
+            logger.exception("the failure could not be shown in MLflow", extra={"event": event.id})
         if retrying:
             asked = min(retry_after or timedelta(0), self._settings.retry_cap)
             until = now + max(self._pause(event.attempts), asked)
@@ -250,3 +259,7 @@ class Worker:
         finally:
             done.set()
             keeper.join()
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

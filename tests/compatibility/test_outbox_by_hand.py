@@ -91,3 +91,11 @@ def test_a_long_outcome_is_cut(engine: Engine, outbox: Outbox) -> None:
     event_id = record(engine)
     outbox.postpone(claimed(outbox), "w", "x" * 9_000, until=NOW)
     assert len(outbox.get(event_id).outcome or "") == 2_000
+
+
+def test_an_outcome_that_no_database_takes_is_written_as_python_shows_it(engine: Engine, outbox: Outbox) -> None:
+    event_id = record(engine)
+    outbox.postpone(claimed(outbox), "w", "caf\udce9.onnx, a\x00b, \u00e9\U0001f600", until=NOW)
+    assert outbox.get(event_id).outcome == "caf\\udce9.onnx, a\\x00b, \u00e9\U0001f600"
+    outbox.finish(claimed(outbox), "w", EventState.DEAD, "\udce9" * 2_000, now=NOW)
+    assert outbox.get(event_id).outcome == "\\udce9" * 333 + "\\u"

@@ -89,8 +89,8 @@ def test_an_event_committed_late_with_an_earlier_id_is_not_missed(engine: Engine
 
 def test_who_takes_an_event_of_a_model_ends_the_leases_there_that_are_over(engine: Engine, outbox: Outbox) -> None:
     record(engine, EventKind.VERSION_CREATED)
-    promotion = record(engine)
     slow = claimed(outbox, "slow")
+    promotion = record(engine)
     with engine.begin() as connection:
         connection.execute(OUTBOX.update().where(OUTBOX.c.id == slow.id).values(not_before_ms=2**50))
     assert claimed(outbox, "other", after=2 * LEASE).id == promotion

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy.engine import Engine
 
 from supabase_bridge.errors import LeaseLostError
-from supabase_bridge.outbox.events import EventState
+from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, EventKind, EventState
 from supabase_bridge.outbox.queue import Outbox
+from supabase_bridge.outbox.schema import OUTBOX, rename_model
 from tests.compatibility.outboxes import LEASE, NOW, claim, claimed, finish, record
 
 
@@ -71,3 +72,42 @@ def test_the_time_of_the_first_attempt_stays_over_the_others(engine: Engine, out
     outbox.postpone(claimed(outbox), "w", "no network", until=NOW)
     again = claimed(outbox, after=timedelta(seconds=9))
     assert (again.attempts, again.started_at, again.outcome) == (2, NOW, "no network")
+
+
+def rename(engine: Engine, old: str, new: str) -> None:
+    with engine.begin() as connection:
+        rename_model(connection, workspace=DEFAULT_WORKSPACE, old=old, new=new)
+
+
+@pytest.mark.parametrize("kind", [EventKind.STAGE_CHANGED, EventKind.VERSION_CREATED])
+def test_an_event_whose_model_is_renamed_while_it_is_in_hand_is_lost_and_due_at_once_under_the_new_name(
+    engine: Engine, outbox: Outbox, kind: EventKind
+) -> None:
+    record(engine, kind)
+    held = claimed(outbox)
+    rename(engine, "a", "b")
+    with pytest.raises(LeaseLostError):
+        outbox.renew(held, "w", now=NOW, lease=LEASE)
+    with pytest.raises(LeaseLostError):
+        finish(outbox, held, state=EventState.SUPERSEDED)
+    again = claimed(outbox)
+    assert (again.id, again.model, again.attempts) == (held.id, "b", 2)
+    finish(outbox, again)
+
+
+def test_an_event_whose_model_got_its_name_back_meanwhile_is_lost_too(engine: Engine, outbox: Outbox) -> None:
+    record(engine)
+    held = claimed(outbox)
+    rename(engine, "a", "b")
+    rename(engine, "b", "a")
+    with pytest.raises(LeaseLostError):
+        finish(outbox, held, state=EventState.SUPERSEDED)
+
+
+def test_who_knows_an_event_by_another_name_than_its_models_holds_it_no_more(engine: Engine, outbox: Outbox) -> None:
+    record(engine)
+    held = claimed(outbox)
+    with engine.begin() as connection:
+        connection.execute(OUTBOX.update().values(model="b"))
+    with pytest.raises(LeaseLostError):
+        finish(outbox, held)

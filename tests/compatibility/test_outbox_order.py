@@ -61,8 +61,8 @@ def test_names_that_differ_in_case_only_are_different_models(engine: Engine, out
 
 def test_a_new_version_that_waits_holds_nobody_up(engine: Engine, outbox: Outbox) -> None:
     record(engine, EventKind.VERSION_CREATED)
-    promotion = record(engine)
     outbox.postpone(claimed(outbox), "w", "its run has not ended", until=NOW + timedelta(hours=1))
+    promotion = record(engine)
     assert claimed(outbox).id == promotion
 
 
@@ -76,10 +76,37 @@ def test_a_new_version_waits_for_the_change_before_it(engine: Engine, outbox: Ou
     assert claimed(outbox).id == created
 
 
+def test_a_new_version_recorded_before_a_change_that_waits_comes_after_it_too(engine: Engine, outbox: Outbox) -> None:
+    created = record(engine, EventKind.VERSION_CREATED)
+    promotion = record(engine, version=2)
+    outbox.postpone(claimed(outbox), "w", "no network", until=NOW + timedelta(seconds=5))
+    assert claim(outbox) is None
+    event = claimed(outbox, after=timedelta(seconds=5))
+    assert event.id == promotion
+    finish(outbox, event)
+    assert claimed(outbox).id == created
+
+
+def test_a_backlog_of_new_versions_keeps_no_change_waiting(engine: Engine, outbox: Outbox) -> None:
+    with engine.begin() as connection:
+        for number in range(100):
+            created = NewEvent(kind=EventKind.VERSION_CREATED, workspace="w", model=f"m{number % 40}", version=number)
+            append(connection, created)
+    backlog = [event.id for event in outbox.events()]
+    elsewhere = record(engine, workspace="w", model="another")
+    changes = [record(engine, workspace="w", model="m3", version=version) for version in (83, 43)]
+    taken = []
+    for _ in range(4):
+        event = claimed(outbox)
+        taken.append(event.id)
+        finish(outbox, event)
+    assert taken == [elsewhere, *changes, backlog[0]]
+
+
 def test_a_new_version_in_hand_holds_its_model(engine: Engine, outbox: Outbox) -> None:
     record(engine, EventKind.VERSION_CREATED)
-    promotion = record(engine)
     created = claimed(outbox)
+    promotion = record(engine)
     assert claim(outbox, "other") is None
     finish(outbox, created)
     assert claimed(outbox, "other").id == promotion
@@ -142,7 +169,7 @@ def test_two_threads_get_each_event_exactly_once_and_each_models_in_order(engine
         assert ids == sorted(ids)
 
 
-def test_of_two_events_of_a_model_taken_at_one_moment_the_later_is_given_back(engine: Engine, outbox: Outbox) -> None:
+def test_of_two_events_of_a_model_taken_at_one_moment_one_is_given_back(engine: Engine, outbox: Outbox) -> None:
     created = record(engine, EventKind.VERSION_CREATED)
     promoted = record(engine, EventKind.STAGE_CHANGED)
     slow_engine = connect(engine.url.render_as_string(hide_password=False))
@@ -156,7 +183,7 @@ def test_of_two_events_of_a_model_taken_at_one_moment_the_later_is_given_back(en
     sa.event.listen(slow_engine, "checkin", overtake)
     assert claim(Outbox(slow_engine), "slow") is None
     slow_engine.dispose()
-    assert taken == [created]
-    assert outbox.get(promoted).attempts == 0
-    finish(outbox, outbox.get(created), "fast")
-    assert claimed(outbox, "slow").id == promoted
+    assert taken == [promoted]
+    assert outbox.get(created).attempts == 0
+    finish(outbox, outbox.get(promoted), "fast")
+    assert claimed(outbox, "slow").id == created

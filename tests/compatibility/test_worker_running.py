@@ -91,6 +91,28 @@ def test_a_slow_model_keeps_no_other_waiting(make_worker_scene: MakeWorkerScene,
     assert scene.current(key="slow") == slow
 
 
+@pytest.mark.parametrize("kind", [CREATED, MOVED])
+def test_a_model_renamed_while_its_files_are_uploaded_is_mirrored_and_promoted_under_its_new_name(
+    make_worker_scene: MakeWorkerScene, simulator: StorageSimulator, kind: EventKind
+) -> None:
+    scene = make_worker_scene(poll_interval=timedelta(seconds=0.1))
+    version = scene.train(model="a")
+    if kind is MOVED:
+        scene.runtime.outbox.discard(scene.events()[0].id)
+        scene.promote(version, model="a")
+    over = threading.Event()
+    simulator.inject(Fault(action=Delay(60, over), method="POST", path_contains="a/", times=1))
+    with working(scene):
+        until(lambda: "run_id" in scene.tags(version, "a"), "the uploads to begin", limit_seconds=LIMIT_SECONDS)
+        scene.client.rename_registered_model("a", "b")
+        over.set()
+        until(lambda: finished(scene), "all to be finished", limit_seconds=LIMIT_SECONDS)
+    (event,) = [event for event in scene.events() if event.kind is kind]
+    assert (event.state, event.model, event.attempts) == (EventState.DONE, "b", 2)
+    assert scene.tags(version, "b")["status"] == ("active" if kind is MOVED else "mirrored")
+    assert scene.current(key="a") == (version if kind is MOVED else None)
+
+
 def test_a_worker_that_is_stopped_finishes_what_it_has_in_hand(
     make_worker_scene: MakeWorkerScene, simulator: StorageSimulator
 ) -> None:

@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
 
+from supabase_bridge.backfill import work_off
+from supabase_bridge.cli.sync import command as sync
+from supabase_bridge.layout import TEMPORARY_PREFIX
+from supabase_bridge.object_store import PutOptions
+from supabase_bridge.outbox.duties import DUTIES, RECONCILE
 from supabase_bridge.outbox.events import EventState
+from supabase_bridge.reconcile_periodic import reconcile_chores
 from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 from tests.e2e.processes import surroundings
 from tests.e2e.served import until
@@ -137,3 +145,44 @@ def test_a_worker_paused_for_longer_than_its_lease_changes_nothing_that_another_
     simulator.clear_faults()
     assert outbox.get(promotion) == before
     assert (scene.objects(), (scene.tags(first), scene.tags(second))) == (objects, tags)
+
+
+def test_a_worker_whose_clock_is_a_year_ahead_holds_up_no_pass_and_deletes_no_upload_on_its_way(
+    make_worker_scene: MakeWorkerScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_worker_scene()
+    (chore,) = reconcile_chores(scene.runtime.reconciler(scene.runtime.stores))
+    scene.store.overwrite(f"{TEMPORARY_PREFIX}upload", b"on its way", PutOptions())
+    with monkeypatch.context() as patched:
+        jump(patched, 365 * DAY)
+        chore.act(threading.Event())
+    assert [info.key for info in scene.store.list(TEMPORARY_PREFIX)] == [f"{TEMPORARY_PREFIX}upload"]
+    with scene.runtime.outbox.engine.connect() as connection:
+        due_ms = connection.execute(sa.select(DUTIES.c.due_ms).where(DUTIES.c.name == RECONCILE)).scalar_one()
+    left = timedelta(milliseconds=due_ms) - timedelta(seconds=time.time())
+    assert timedelta(0) < left <= scene.settings.reconcile_interval
+
+
+def test_a_sync_whose_clock_is_a_year_ahead_deletes_no_upload_on_its_way(
+    make_worker_scene: MakeWorkerScene, simulator: StorageSimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_worker_scene()
+    scene.store.overwrite(f"{TEMPORARY_PREFIX}upload", b"on its way", PutOptions())
+    jump(monkeypatch, 365 * DAY)
+    environ = {**supabase_environment(simulator), "SUPABASE_BRIDGE_DATABASE_URL": scene.settings.database_url}
+    ended = CliRunner().invoke(sync, ["--home", str(scene.settings.home)], env=environ)
+    assert ended.exit_code == 0, ended.output
+    assert [info.key for info in scene.store.list(TEMPORARY_PREFIX)] == [f"{TEMPORARY_PREFIX}upload"]
+
+
+def test_a_backlog_is_worked_off_to_its_end_by_a_process_whose_clock_is_ahead(
+    make_worker_scene: MakeWorkerScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = make_worker_scene()
+    version = scene.train()
+    scene.work()
+    scene.promote(version, "Archived")
+    assert scene.runtime.outbox.claim("other", lease=timedelta(seconds=1)) is not None
+    jump(monkeypatch, DAY)
+    worked = work_off(scene.runtime, None, on_handled=lambda _: None)
+    assert (worked.done, worked.left) == (1, ())

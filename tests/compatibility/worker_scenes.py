@@ -16,6 +16,7 @@ import pytest
 
 from supabase_bridge.config import Settings
 from supabase_bridge.runtime import runtime
+from supabase_bridge.worker import Handled
 from tests.databases import DatabaseServer
 from tests.registry_fixtures import Scene, fill_home, registry_client, supabase_environment
 from tests.simulators.storage import StorageSimulator
@@ -65,10 +66,10 @@ def _for_this_mlflow(url: str) -> str:
 
 
 @contextmanager
-def working(scene: Scene) -> Iterator[None]:
+def working(scene: Scene, on_handled: Callable[[Handled], None] | None = None) -> Iterator[None]:
     """Let a worker run, as `supabase-bridge worker` does, for the length of a block."""
     stop = threading.Event()
-    thread = threading.Thread(target=scene.runtime.worker().run, args=(stop,))
+    thread = threading.Thread(target=scene.runtime.worker(on_handled).run, args=(stop,))
     thread.start()
     try:
         yield

@@ -47,6 +47,7 @@ OF_OUTBOX: Mapping[str, Callable[[Outbox, Event], Any]] = {
     "postpone": lambda outbox, event: outbox.postpone(event, "w", "later", until=NOW),
 }
 READ_FROM_OUTBOX: Mapping[str, Callable[[Outbox, Event], Any]] = {
+    "now": lambda outbox, _: outbox.now(),
     "engine": lambda outbox, _: outbox.engine,
     "registry_id": lambda outbox, _: outbox.registry_id(),
     "until_due": lambda outbox, _: outbox.until_due(now=NOW),

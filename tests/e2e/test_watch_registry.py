@@ -29,7 +29,6 @@ from supabase_bridge.outbox.tables import OUTBOX
 from supabase_bridge.outbox.watched import WATCHED_MODELS, WATCHED_VERSIONS
 from supabase_bridge.reconcile import Depth
 from supabase_bridge.registry_watching import watching
-from supabase_bridge.worker import utc_now
 from tests.commands import EXECUTABLE, invoke
 from tests.e2e.processes import started, surroundings
 from tests.e2e.remote_registry import Remote, remote, server
@@ -71,7 +70,7 @@ def test_a_promotion_moves_the_pointer_and_nothing_is_done_twice(remote: Remote,
         made.runtime.worker().drain()
         assert remote.current() == second
         made.watch.poll(full=True)
-        seen = list(made.runtime.reconciler(made.runtime.stores).run(now=utc_now(), depth=Depth.LISTED))
+        seen = list(made.runtime.reconciler(made.runtime.stores).run(now=made.runtime.outbox.now(), depth=Depth.LISTED))
     assert seen == []
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,8 @@ from supabase_bridge.by_hand import point_to
 from supabase_bridge.config import Settings
 from supabase_bridge.layout import ChannelKeys, RunId
 from supabase_bridge.outbox.events import EventState
+from supabase_bridge.runtime import runtime
+from tests.databases import copy_sqlite
 from tests.registry_fixtures import MODEL, MakeScene, Scene
 from tests.simulators.storage import Fault, Respond, StorageSimulator
 
@@ -195,6 +200,19 @@ def test_a_promotion_that_is_no_longer_wanted_is_skipped_and_says_so(scene: Scen
     assert scene.tags(first)["status"] == "mirrored"
 
 
+def test_a_promotion_comes_before_the_versions_that_wait_to_be_mirrored_and_mirrors_its_own(
+    directory_scene: Scene,
+) -> None:
+    others = [directory_scene.train(model="other") for _ in range(2)]
+    versions = [directory_scene.train() for _ in range(3)]
+    directory_scene.promote(versions[1])
+    first, *rest = directory_scene.work()
+    assert (first.event.version, first.outcome.startswith("latest is ")) == (versions[1], True)
+    assert [handled.event.version for handled in rest] == [*others, *versions]
+    assert directory_scene.current() == versions[1]
+    assert [directory_scene.tags(version)["status"] for version in versions] == ["mirrored", "active", "mirrored"]
+
+
 def test_a_promotion_taken_back_before_its_turn_is_skipped(directory_scene: Scene) -> None:
     first, _ = two_versions(directory_scene)
     directory_scene.promote(first)
@@ -339,3 +357,24 @@ def test_a_version_that_leaves_after_a_move_by_hand_does_not_claim_to_be_current
     scene.promote(second, "Archived")
     scene.work()
     assert "note" not in scene.tags(second)
+
+
+def test_a_registry_restored_from_a_backup_and_given_a_new_identity_loses_no_promotion(
+    directory_scene: Scene, tmp_path: Path
+) -> None:
+    first, second = two_versions(directory_scene)
+    database = directory_scene.settings.home / "mlflow.db"
+    copy_sqlite(database, tmp_path / "backup.db")
+    directory_scene.promote(first)
+    directory_scene.work()
+    directory_scene.promote(second, archive=True)
+    directory_scene.work()
+    copy_sqlite(tmp_path / "backup.db", database)
+    with directory_scene.runtime.outbox.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE supabase_bridge_meta SET registry_id = '{uuid.uuid4()}'")
+    with runtime(directory_scene.settings) as restarted:
+        restored = replace(directory_scene, runtime=restarted)
+        restored.promote(first)
+        (handled,) = restored.work()
+    assert handled.state is EventState.DONE
+    assert directory_scene.current() == first

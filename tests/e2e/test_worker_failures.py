@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from supabase_bridge.config import Settings
-from supabase_bridge.outbox.events import EventState
+from supabase_bridge.outbox.events import Event, EventState
+from supabase_bridge.processing import Finished, Processor, Waiting
+from supabase_bridge.worker import Handled
+from tests.compatibility.worker_scenes import working
+from tests.e2e.served import until
 from tests.registry_fixtures import MLMODEL, MODEL, MakeScene, Scene, model_files, tiny_onnx
 from tests.simulators.storage import CutAfterHandling, Fault, Respond, StorageSimulator
 
@@ -56,6 +63,78 @@ def test_a_version_that_cannot_be_a_release_is_given_up_at_once(
     status = "rejected" if "is not a valid ONNX model" in reason else "failed"
     assert_failed(directory_scene, version, reason, status=status)
     assert directory_scene.objects() == {}
+
+
+def test_a_file_name_that_is_no_text_is_shown_in_the_reason_and_holds_up_no_other_model(directory_scene: Scene) -> None:
+    run_id = directory_scene.log_run(files={"model/a.onnx": tiny_onnx()})
+    folder = Path(directory_scene.client.get_run(run_id).info.artifact_uri or "") / "model"
+    (folder / os.fsdecode(b"caf\xe9.onnx")).write_bytes(tiny_onnx(2))
+    version = directory_scene.register(run_id)
+    other = directory_scene.train(model="other")
+    with working(directory_scene):
+        until(
+            lambda: all(event.state is not EventState.PENDING for event in directory_scene.events()),
+            "both models",
+            limit_seconds=30,
+        )
+    failed, _ = directory_scene.events()
+    assert failed.state is EventState.DEAD
+    assert "no rule to choose: a.onnx, caf\\udce9.onnx" in (failed.outcome or "")
+    assert directory_scene.tags(version)["error"] == failed.outcome
+    assert directory_scene.tags(other, "other")["status"] == "mirrored"
+
+
+class Unforeseen(Processor):
+    """A processor that fails as nobody has foreseen, for one model: while it works, and while it says so."""
+
+    def process(self, event: Event, now: datetime, *, still_held: Callable[[], None]) -> Finished | Waiting:
+        if event.model == MODEL:
+            raise ZeroDivisionError("unforeseen")
+        return super().process(event, now, still_held=still_held)
+
+    def report_failure(self, *_: object, **__: object) -> None:
+        raise ZeroDivisionError("unforeseen too")
+
+
+def test_a_failure_that_nobody_foresaw_is_logged_and_tried_again_and_holds_up_no_other_model(
+    directory_scene: Scene, bridge_log: pytest.LogCaptureFixture
+) -> None:
+    scene = directory_scene
+    processor = Unforeseen(
+        settings=scene.settings,
+        registry=scene.runtime.registry,
+        outbox=scene.runtime.outbox,
+        open_store=scene.runtime.stores,
+    )
+    scene = replace(scene, runtime=replace(scene.runtime, processor=processor))
+    scene.train()
+    other = scene.train(model="other")
+    with working(scene):
+        until(lambda: scene.tags(other, "other").get("status") == "mirrored", "the other model", limit_seconds=30)
+    (event,) = [event for event in scene.events() if event.model == MODEL]
+    assert (event.state, event.outcome) == (EventState.PENDING, "ZeroDivisionError: unforeseen")
+    assert event.leased_by is None
+    said = {record.getMessage() for record in bridge_log.records}
+    assert {"an event failed unexpectedly", "the failure could not be shown in MLflow"} <= said
+
+
+def test_whoever_watches_and_fails_ends_no_running_worker(
+    directory_scene: Scene, bridge_log: pytest.LogCaptureFixture
+) -> None:
+    scene = directory_scene
+    versions = [scene.train(model=model) for model in ("a", "b")]
+
+    def fail(_handled: Handled) -> None:
+        raise ZeroDivisionError
+
+    with working(scene, on_handled=fail):
+        for model, version in zip(("a", "b"), versions, strict=True):
+            until(partial(_mirrored, scene, model, version), model, limit_seconds=30)
+    assert "an event was not followed to its end" in bridge_log.text
+
+
+def _mirrored(scene: Scene, model: str, version: int) -> bool:
+    return scene.tags(version, model).get("status") == "mirrored"
 
 
 def test_a_run_id_of_the_wrong_form_is_given_up_at_once(directory_scene: Scene) -> None:
@@ -309,3 +388,23 @@ if HAS_WORKSPACES:
 def whole_second(moment: datetime | None) -> datetime:
     assert moment is not None
     return moment.replace(microsecond=0)
+
+
+def test_a_switch_that_was_committed_and_given_up_is_published_by_a_retry_though_nobody_wants_it_now(
+    make_scene: MakeScene, supabase_settings: Settings, simulator: StorageSimulator
+) -> None:
+    scene = make_scene(supabase_settings, give_up_after=timedelta(0))
+    version = scene.train()
+    scene.work()
+    scene.promote(version)
+    simulator.inject(Fault(action=Respond(500), method="POST", path_contains="latest/manifest.json"))
+    scene.work()
+    promotion = scene.events()[-1]
+    assert promotion.state is EventState.DEAD
+    simulator.clear_faults()
+    scene.promote(version, "Archived")
+    scene.runtime.outbox.discard(scene.events()[-1].id)
+    scene.runtime.outbox.retry(promotion.id)
+    scene.work()
+    assert scene.runtime.outbox.get(promotion.id).state is EventState.DONE
+    assert scene.current() == version

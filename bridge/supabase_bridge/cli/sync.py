@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +64,7 @@ def command(
             take_up_failed(made, model)
         found: list[Finding] = []
         depth = Depth.THOROUGH if deep else Depth.LISTED
-        now = datetime.now(timezone.utc)
+        now = made.outbox.now()
         for finding in reconciler.run(now=now, depth=depth, model=model, dry_run=dry_run, sweep=sweep):
             found.append(finding)
             if not as_json:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
+
+from supabase_bridge.outbox.rows import to_ms, to_time
 
 
 class DatabaseTime(FunctionElement[int]):
@@ -33,3 +38,14 @@ _SQL = {
 @compiles(DatabaseTime, "postgresql", "mysql", "mariadb", "sqlite")
 def _compile(_element: DatabaseTime, compiler: SQLCompiler, **_options: Any) -> str:
     return _SQL[compiler.dialect.name]
+
+
+def moment(now: datetime | None) -> ColumnElement[int]:
+    """A time in SQL, in milliseconds since 1970; None: the database's own, as the statement finds it."""
+    return DatabaseTime() if now is None else sa.literal(to_ms(now), sa.BigInteger)
+
+
+def database_now(engine: Engine) -> datetime:
+    """The time by the database's clock, UTC."""
+    with engine.connect() as connection:
+        return to_time(connection.execute(sa.select(DatabaseTime())).scalar_one())

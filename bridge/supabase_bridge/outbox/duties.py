@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from supabase_bridge.outbox.rows import milliseconds, to_ms
+from supabase_bridge.outbox import clock
+from supabase_bridge.outbox.rows import milliseconds
 from supabase_bridge.outbox.tables import METADATA
 
 RECONCILE = "reconcile"
@@ -28,12 +29,15 @@ DUTIES = sa.Table(
 """A row for each duty, made when it is first asked for."""
 
 
-def take(engine: Engine, name: str, *, now: datetime, interval: timedelta) -> bool:
+def take(engine: Engine, name: str, *, interval: timedelta, now: datetime | None = None) -> bool:
     """Whether this caller shall do a duty now; for `interval` nobody else is told so.
 
     Of any number of callers at one moment one is told True. A caller that is killed in the middle has cost one round.
+
+    Args:
+        now: The time, in place of the database's own: the callers' clocks differ.
     """
-    moment = to_ms(now)
+    moment = clock.moment(now)
     due = (DUTIES.c.name == name) & (DUTIES.c.due_ms <= moment)
     ensure(engine, name)
     with engine.begin() as connection:

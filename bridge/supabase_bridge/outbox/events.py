@@ -21,6 +21,12 @@ class EventKind(str, Enum):
     MODEL_DELETED = "model_deleted"
 
 
+OF_VERSIONS = (EventKind.VERSION_CREATED, EventKind.STAGE_CHANGED, EventKind.VERSION_DELETED)
+"""The kinds that say where a version stands."""
+OF_ALIASES = (EventKind.ALIAS_SET, EventKind.ALIAS_REMOVED)
+"""The kinds that say which version has an alias."""
+
+
 class EventState(str, Enum):
     """What became of an event. Open: PENDING. Finished: the rest."""
 

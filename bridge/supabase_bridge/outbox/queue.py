@@ -20,12 +20,12 @@ from supabase_bridge.errors import (
     OutboxContendedError,
     RegistryUnavailableError,
 )
-from supabase_bridge.outbox import statements
+from supabase_bridge.outbox import clock, statements
 from supabase_bridge.outbox.bells import Bell, open_bell
-from supabase_bridge.outbox.clock import DatabaseTime
 from supabase_bridge.outbox.events import Event, EventState
 from supabase_bridge.outbox.rows import milliseconds, to_event, to_ms
 from supabase_bridge.outbox.schema import META, OUTBOX, ensure_schema
+from supabase_bridge.storable import storable
 
 _OUTCOME_LIMIT = 2_000
 _PAGE = 500
@@ -39,8 +39,9 @@ class Outbox:
     """The outbox in one database. Thread-safe. Every method is one transaction.
 
     Events of one model are handed out one at a time, in the order of their ids: while one is held by a worker, or an
-    earlier one waits for its next attempt, no other is. Only the mirroring of a new version holds nobody up while it
-    waits: it moves no pointer, and a promotion mirrors what it needs. Models do not wait for each other.
+    earlier one waits for its next attempt, no other is. Only the mirroring of a new version comes after all the rest,
+    of its own model and of others: it moves no pointer, and a promotion mirrors what it needs. Models do not wait for
+    each other.
 
     Raises (every method):
         RegistryUnavailableError: the database did not answer.
@@ -74,8 +75,13 @@ class Outbox:
         with self._transaction() as connection:
             return str(connection.execute(sa.select(META.c.registry_id)).scalar_one())
 
+    def now(self) -> datetime:
+        """The time by the database's clock, which all workers of a registry share."""
+        with _named_errors("reach its database"):
+            return clock.database_now(self._engine)
+
     def claim(self, worker: str, *, lease: timedelta, now: datetime | None = None) -> Event | None:
-        """Take the oldest event that may be worked on now, or None. It counts as an attempt.
+        """Take the first event that may be worked on now, or None. It counts as an attempt.
 
         No other worker gets an event of the same model while the lease lasts. An event whose lease has ended is taken
         over; whoever held it, or another event of its model for too long, can write nothing more about it.
@@ -84,7 +90,7 @@ class Outbox:
             now: The time, in place of the database's own. Workers on several machines leave it to the database: their
                 clocks differ.
         """
-        moment = _moment(now)
+        moment = clock.moment(now)
         for _ in range(_ROUNDS):
             with self._transaction() as connection:
                 ids = connection.execute(statements.due(moment, limit=_CANDIDATES)).scalars().all()
@@ -99,7 +105,7 @@ class Outbox:
         return None
 
     def _take_one(self, ids: Sequence[int], worker: str, moment: ColumnElement[int], lease_ms: int) -> Event | None:
-        """Lease the oldest of some events that is due still and in no other worker's hands; None: there is none."""
+        """Lease the first of some events that is due still and in no other worker's hands; None: there is none."""
         with self._transaction() as connection:
             if connection.dialect.name == "sqlite":
                 # Alone from here on: a transaction that reads first and writes then fails if another one wrote between.
@@ -119,7 +125,7 @@ class Outbox:
     def until_due(self, *, now: datetime | None = None) -> timedelta | None:
         """How long until an event that waits may be taken up; None where none waits for a time to come."""
         with self._transaction() as connection:
-            left_ms = connection.execute(statements.until_due(_moment(now))).scalar_one()
+            left_ms = connection.execute(statements.until_due(clock.moment(now))).scalar_one()
         return None if left_ms is None else timedelta(milliseconds=left_ms)
 
     def bell(self, *, poll_interval: timedelta) -> Bell:
@@ -139,7 +145,7 @@ class Outbox:
         Raises:
             LeaseLostError: another worker has taken it over.
         """
-        self._change_held(event, worker, leased_until_ms=_moment(now) + milliseconds(lease))
+        self._change_held(event, worker, leased_until_ms=clock.moment(now) + milliseconds(lease))
 
     def finish(
         self, event: Event, worker: str, state: EventState, outcome: str, *, now: datetime | None = None
@@ -156,8 +162,8 @@ class Outbox:
             event,
             worker,
             state=state.value,
-            outcome=outcome[:_OUTCOME_LIMIT],
-            finished_ms=_moment(now),
+            outcome=storable(outcome, limit=_OUTCOME_LIMIT),
+            finished_ms=clock.moment(now),
             leased_by=None,
             leased_until_ms=None,
         )
@@ -172,7 +178,7 @@ class Outbox:
             event,
             worker,
             not_before_ms=to_ms(until),
-            outcome=reason[:_OUTCOME_LIMIT],
+            outcome=storable(reason, limit=_OUTCOME_LIMIT),
             leased_by=None,
             leased_until_ms=None,
         )
@@ -230,7 +236,7 @@ class Outbox:
             The last id of the batch; None where nothing is left to remove.
         """
         with self._transaction() as connection:
-            before_ms = connection.execute(sa.select(_moment(now))).scalar_one() - milliseconds(older_than)
+            before_ms = connection.execute(sa.select(clock.moment(now))).scalar_one() - milliseconds(older_than)
             ids = connection.execute(statements.removable(before_ms, after_id=after, limit=_BATCH)).scalars().all()
         if not ids:
             return None
@@ -277,7 +283,7 @@ class Outbox:
             (EventState.DEAD, EventState.PENDING),
             state=EventState.DISCARDED.value,
             outcome="discarded by hand",
-            finished_ms=_moment(now),
+            finished_ms=clock.moment(now),
         )
 
     def _get(self, connection: Connection, event_id: int) -> Event:
@@ -332,7 +338,3 @@ def _named_errors(operation: str) -> Iterator[None]:
 def _codes_of(cause: BaseException) -> Iterator[Any]:
     """How PostgreSQL's drivers name an error, and MySQL's."""
     yield from (getattr(cause, "sqlstate", None), getattr(cause, "pgcode", None), *cause.args[:1])
-
-
-def _moment(now: datetime | None) -> ColumnElement[int]:
-    return DatabaseTime() if now is None else sa.literal(to_ms(now), sa.BigInteger)

@@ -14,7 +14,7 @@ def to_event(row: Row[Any]) -> Event:
     """A row of the outbox as an event."""
     return Event(
         id=row.id,
-        created_at=_to_time(row.created_ms),
+        created_at=to_time(row.created_ms),
         kind=EventKind(row.kind),
         workspace=row.workspace,
         model=row.model,
@@ -26,11 +26,11 @@ def to_event(row: Row[Any]) -> Event:
         previous_model=row.previous_model,
         state=EventState(row.state),
         attempts=row.attempts,
-        started_at=None if row.started_ms is None else _to_time(row.started_ms),
-        not_before=_to_time(row.not_before_ms) if row.not_before_ms else None,
-        finished_at=None if row.finished_ms is None else _to_time(row.finished_ms),
+        started_at=None if row.started_ms is None else to_time(row.started_ms),
+        not_before=to_time(row.not_before_ms) if row.not_before_ms else None,
+        finished_at=None if row.finished_ms is None else to_time(row.finished_ms),
         leased_by=row.leased_by,
-        leased_until=None if row.leased_until_ms is None else _to_time(row.leased_until_ms),
+        leased_until=None if row.leased_until_ms is None else to_time(row.leased_until_ms),
         outcome=row.outcome,
     )
 
@@ -40,7 +40,8 @@ def to_ms(time: datetime) -> int:
     return round(time.timestamp() * 1_000)
 
 
-def _to_time(milliseconds: int) -> datetime:
+def to_time(milliseconds: int) -> datetime:
+    """Milliseconds since 1970 as a time, UTC."""
     return datetime.fromtimestamp(milliseconds / 1_000, tz=timezone.utc)
 
 

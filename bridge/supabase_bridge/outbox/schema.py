@@ -163,9 +163,13 @@ def append(connection: Connection, event: NewEvent, *, changed_ms: int | None = 
 
 
 def rename_model(connection: Connection, *, workspace: str, old: str, new: str) -> None:
-    """Let a renamed model keep its events, in the transaction `connection` is in."""
+    """Let a renamed model keep its events, in the transaction `connection` is in.
+
+    A worker that has one in hand has lost it: it would look for a version, or an arrival, by a name that is gone. The
+    event is due at once, under the new name.
+    """
     named = (OUTBOX.c.workspace == workspace) & (OUTBOX.c.model == old)
-    connection.execute(OUTBOX.update().where(named).values(model=new))
+    connection.execute(OUTBOX.update().where(named).values(model=new, leased_by=None, leased_until_ms=None))
 
 
 def retire_model(connection: Connection, *, workspace: str, model: str) -> None:

@@ -3,7 +3,10 @@
 Times are milliseconds since 1970; a `moment` is one of them, or the database's own time. What they share:
 
 - An event is *due* when it is pending, its `not_before` has come, nobody holds it, no other event of its model is held,
-  and no earlier one of its model waits, other than one that only mirrors a new version.
+  and no earlier one of its model waits, other than one that only mirrors a new version. Such a one is due when no other
+  kind of its model waits, earlier or later.
+- Of those that are due the oldest comes first, but what only mirrors a new version after all others: a backlog of
+  versions keeps no promotion waiting.
 - A lease *ends* when the moment is past `leased_until`; until somebody takes an event of the model, its holder may
   still finish it.
 - Ids are not in the order of the commits (PostgreSQL and MySQL hand them out before): what is due is found by state,
@@ -18,7 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.sql.expression import ColumnElement
 
-from supabase_bridge.outbox.events import Event, EventKind, EventState
+from supabase_bridge.outbox.events import OF_ALIASES, OF_VERSIONS, Event, EventKind, EventState
 from supabase_bridge.outbox.tables import OUTBOX
 
 CHANNEL = "supabase_outbox"
@@ -26,34 +29,41 @@ CHANNEL = "supabase_outbox"
 
 # A literal in the SQL: with a parameter in its place SQLite does not use the index of pending events.
 _PENDING = OUTBOX.c.state == sa.literal_column("'pending'")
+_MIRRORS = OUTBOX.c.kind == EventKind.VERSION_CREATED.value
 _ARRIVALS = (EventKind.STAGE_CHANGED.value, EventKind.ALIAS_SET.value)
-_OF_VERSIONS = (EventKind.VERSION_CREATED.value, EventKind.STAGE_CHANGED.value, EventKind.VERSION_DELETED.value)
-_OF_ALIASES = (EventKind.ALIAS_SET.value, EventKind.ALIAS_REMOVED.value)
+_OF_VERSIONS = tuple(kind.value for kind in OF_VERSIONS)
+_OF_ALIASES = tuple(kind.value for kind in OF_ALIASES)
 
 
 def due(moment: ColumnElement[int], *, limit: int) -> sa.Select[Any]:
-    """The ids of events that are due, the oldest first. Locks nothing; the one query that an idle worker repeats."""
-    other = OUTBOX.alias("other")
-    comes_first = (other.c.id < OUTBOX.c.id) & (other.c.kind != EventKind.VERSION_CREATED.value)
-    blocked = sa.exists().where(
-        other.c.state == sa.literal_column("'pending'"),
-        other.c.workspace == OUTBOX.c.workspace,
-        other.c.model == OUTBOX.c.model,
-        other.c.id != OUTBOX.c.id,
-        comes_first | (other.c.leased_until_ms >= moment),
+    """The ids of events that are due, in the order in which they are taken. Locks nothing; the idle worker's one query.
+
+    No subquery depends on the row: each is carried out once, where one asked of each event anew would take the square
+    of a model's events.
+    """
+    of_model = (OUTBOX.c.workspace, OUTBOX.c.model)
+    model = sa.tuple_(*of_model)
+    held = sa.select(*of_model).where(_PENDING, OUTBOX.c.leased_until_ms >= moment)
+    changing = sa.select(*of_model).where(_PENDING, ~_MIRRORS)
+    first_changes = sa.select(sa.func.min(OUTBOX.c.id)).where(_PENDING, ~_MIRRORS).group_by(*of_model)
+    return (
+        sa.select(OUTBOX.c.id)
+        .where(_ready(moment), model.not_in(held))
+        .where(OUTBOX.c.id.in_(first_changes) | (_MIRRORS & model.not_in(changing)))
+        .order_by(_MIRRORS, OUTBOX.c.id)
+        .limit(limit)
     )
-    return sa.select(OUTBOX.c.id).where(_ready(moment), ~blocked).order_by(OUTBOX.c.id).limit(limit)
 
 
 def lock_one(ids: Sequence[int], moment: ColumnElement[int]) -> sa.Select[Any]:
-    """Lock the oldest of these events that is ready and that no other transaction has locked (SKIP LOCKED).
+    """Lock the first of these events that is ready and that no other transaction has locked (SKIP LOCKED).
 
     It sees what is committed by now, but only of the events themselves: ask `still_due` afterwards.
     """
     return (
         sa.select(OUTBOX.c.id)
         .where(OUTBOX.c.id.in_(ids), _ready(moment))
-        .order_by(OUTBOX.c.id)
+        .order_by(_MIRRORS, OUTBOX.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
@@ -61,8 +71,17 @@ def lock_one(ids: Sequence[int], moment: ColumnElement[int]) -> sa.Select[Any]:
 
 def still_due(event_id: int, moment: ColumnElement[int]) -> sa.Select[Any]:
     """The event's id and model if it is due, judged anew: what others have locked counts as it was before they did."""
+    other = OUTBOX.alias("other")
+    is_change = other.c.kind != EventKind.VERSION_CREATED.value
+    blocked = sa.exists().where(
+        other.c.state == sa.literal_column("'pending'"),
+        other.c.workspace == OUTBOX.c.workspace,
+        other.c.model == OUTBOX.c.model,
+        other.c.id != OUTBOX.c.id,
+        (is_change & ((other.c.id < OUTBOX.c.id) | _MIRRORS)) | (other.c.leased_until_ms >= moment),
+    )
     columns = (OUTBOX.c.id, OUTBOX.c.workspace, OUTBOX.c.model)
-    return due(moment, limit=1).where(OUTBOX.c.id == event_id).with_only_columns(*columns)
+    return sa.select(*columns).where(OUTBOX.c.id == event_id, _ready(moment), ~blocked)
 
 
 def ended_leases(workspace: str, model: str, moment: ColumnElement[int]) -> sa.Select[Any]:
@@ -93,9 +112,12 @@ def take(event_id: int, worker: str, moment: ColumnElement[int], lease_ms: int) 
 
 
 def change_held(event: Event, worker: str, values: dict[str, Any]) -> sa.Update:
-    """Change an event that a worker holds; no row where somebody else has taken it since, or the same one anew."""
+    """Change an event that a worker holds; no row where somebody else has taken it since, or the same one anew.
+
+    Nor where its model has another name by now than the worker knows.
+    """
     held = (OUTBOX.c.id == event.id) & (OUTBOX.c.leased_by == worker) & (OUTBOX.c.attempts == event.attempts)
-    return OUTBOX.update().where(held).values(values)
+    return OUTBOX.update().where(held, OUTBOX.c.model == event.model).values(values)
 
 
 def until_due(moment: ColumnElement[int]) -> sa.Select[Any]:
