@@ -126,7 +126,9 @@ class Processor:
             return Waiting(until=now + _RUN_POLL, reason=f"run {version.run_id} has not ended yet")
         mirrored = mirror.run(version, model_key=self._key(version), source=source, announce=self._announce)
         still_held()
-        self._show_mirrored(version, mirrored)
+        # Why a promotion failed meanwhile stays to be read.
+        if not self._outbox.has_failed_since(event):
+            self._show_mirrored(version, mirrored)
         return Finished(state=EventState.DONE, outcome=f"mirrored as {mirrored.release.keys.run_id}")
 
     def _show_mirrored(self, version: RegisteredVersion, mirrored: Mirrored) -> None:

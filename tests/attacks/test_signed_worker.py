@@ -14,7 +14,7 @@ from supabase_bridge.documents import FileRecord, Manifest, ModelMeta
 from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
 from supabase_bridge.model_signature import sign
 from supabase_bridge.object_store import PutOptions
-from supabase_bridge.outbox.events import EventState
+from supabase_bridge.outbox.events import EventKind, EventState
 from supabase_bridge.runtime import runtime
 from supabase_bridge.secret import Secret
 from tests.registry_fixtures import MODEL, MakeScene, Scene, tiny_onnx
@@ -50,8 +50,8 @@ def refused(scene: Scene) -> str:
     before = scene.objects(f"{MODEL}/latest/")
     version = scene.train()
     scene.promote(version)
-    handled = scene.work()[-1]
-    assert handled.state is EventState.DEAD
+    handled = scene.work()[0]
+    assert (handled.event.kind, handled.state) == (EventKind.STAGE_CHANGED, EventState.DEAD)
     assert scene.objects(f"{MODEL}/latest/") == before
     assert scene.tags(version)["error"] == handled.outcome
     return handled.outcome

@@ -16,15 +16,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from click.testing import CliRunner
 
 from supabase_bridge.backfill import work_off
-from supabase_bridge.cli.sync import command as sync
 from supabase_bridge.layout import TEMPORARY_PREFIX
 from supabase_bridge.object_store import PutOptions
 from supabase_bridge.outbox.duties import DUTIES, RECONCILE
 from supabase_bridge.outbox.events import EventState
 from supabase_bridge.reconcile_periodic import reconcile_chores
+from tests.commands import invoke
 from tests.compatibility.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 from tests.e2e.processes import surroundings
 from tests.e2e.served import until
@@ -170,8 +169,8 @@ def test_a_sync_whose_clock_is_a_year_ahead_deletes_no_upload_on_its_way(
     scene.store.overwrite(f"{TEMPORARY_PREFIX}upload", b"on its way", PutOptions())
     jump(monkeypatch, 365 * DAY)
     environ = {**supabase_environment(simulator), "SUPABASE_BRIDGE_DATABASE_URL": scene.settings.database_url}
-    ended = CliRunner().invoke(sync, ["--home", str(scene.settings.home)], env=environ)
-    assert ended.exit_code == 0, ended.output
+    said = invoke("sync", "--home", scene.settings.home, environment=environ)
+    assert said.code == 0, said.err
     assert [info.key for info in scene.store.list(TEMPORARY_PREFIX)] == [f"{TEMPORARY_PREFIX}upload"]
 
 

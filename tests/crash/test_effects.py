@@ -53,6 +53,7 @@ READ_FROM_OUTBOX: Mapping[str, Callable[[Outbox, Event], Any]] = {
     "until_due": lambda outbox, _: outbox.until_due(now=NOW),
     "bell": lambda outbox, _: outbox.bell(poll_interval=timedelta(seconds=1)).close(),
     "arrivals": lambda outbox, _: outbox.arrivals("default", "a", stages=["Production"], aliases=[]),
+    "has_failed_since": lambda outbox, event: outbox.has_failed_since(event),
     "events": lambda outbox, _: list(outbox.events()),
     "get": lambda outbox, event: outbox.get(event.id),
 }

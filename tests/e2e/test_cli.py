@@ -126,8 +126,8 @@ def test_worker_once_prints_each_change(directory_scene: Scene) -> None:
     said = run_command(directory_scene, "worker", "--once")
     assert said.code == 0
     assert said.out == (
-        f"#1 two_tower v1 version_created: done: mirrored as {RUN_ID}\n"
         f"#2 two_tower v1 -> Production: done: latest is {RUN_ID} (entry 1)\n"
+        f"#1 two_tower v1 version_created: done: mirrored as {RUN_ID}\n"
     )
     home = directory_scene.settings.home
     assert said.err == (

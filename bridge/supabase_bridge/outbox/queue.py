@@ -193,6 +193,11 @@ class Outbox:
             rows = connection.execute(statements.arrivals(workspace, model, stages, aliases))
             return [to_event(row) for row in rows]
 
+    def has_failed_since(self, event: Event) -> bool:
+        """Whether a later event about the same version failed for good."""
+        with self._transaction() as connection:
+            return connection.execute(statements.failed_since(event)).first() is not None
+
     def events(
         self,
         *,

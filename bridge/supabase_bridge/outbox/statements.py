@@ -111,6 +111,17 @@ def take(event_id: int, worker: str, moment: ColumnElement[int], lease_ms: int) 
     )
 
 
+def failed_since(event: Event) -> sa.Select[Any]:
+    """The ids of later events about an event's version that failed for good."""
+    of_version = (
+        OUTBOX.c.workspace == event.workspace,
+        OUTBOX.c.model == event.model,
+        OUTBOX.c.version == event.version,
+    )
+    dead = OUTBOX.c.state == EventState.DEAD.value
+    return sa.select(OUTBOX.c.id).where(*of_version, OUTBOX.c.id > event.id, dead, ~OUTBOX.c.model_deleted).limit(1)
+
+
 def change_held(event: Event, worker: str, values: dict[str, Any]) -> sa.Update:
     """Change an event that a worker holds; no row where somebody else has taken it since, or the same one anew.
 
