@@ -6,7 +6,7 @@ from pathlib import Path
 
 from supabase_bridge.documents import FileRecord
 from supabase_bridge.model_file import ModelFile, StoredFile
-from supabase_bridge.object_store import Digests, ObjectInfo, ObjectStore
+from supabase_bridge.object_store import ObjectInfo, ObjectStore
 from supabase_bridge.object_store.fetching import fetch
 
 
@@ -34,16 +34,15 @@ class Shelf:
         key = f"{self._prefix}/{path}" if self._prefix else path
         info = self._store.stat(key)
         if info.sealed and None not in (info.version, info.sha256, info.etag) and not whole:
-            sealed = Digests(size_bytes=info.size_bytes, md5=str(info.etag), sha256=str(info.sha256))
-            return self._file(info, sealed, path=None)
+            sealed = FileRecord(size_bytes=info.size_bytes, sha256=str(info.sha256))
+            return self._file(info, sealed, md5=str(info.etag), path=None)
         target = directory / path.rpartition("/")[2]
-        fetched = fetch(self._store, key, target, info=info)
-        return self._file(fetched.info, fetched.digests, path=target)
+        fetched = fetch(self._store, key, target, info=info, with_md5=True)
+        return self._file(fetched.info, fetched.record, md5=str(fetched.md5), path=target)
 
-    def _file(self, info: ObjectInfo, digests: Digests, *, path: Path | None) -> ModelFile:
-        record = FileRecord(size_bytes=digests.size_bytes, sha256=digests.sha256)
+    def _file(self, info: ObjectInfo, record: FileRecord, *, md5: str, path: Path | None) -> ModelFile:
         # Without versions nothing would tell a source that was replaced between the reading and the copying.
         if info.version is None:
             return ModelFile(record=record, path=path)
-        stored = StoredFile(store=self._store, bucket=self._bucket, info=info, md5=digests.md5)
+        stored = StoredFile(store=self._store, bucket=self._bucket, info=info, md5=md5)
         return ModelFile(record=record, path=path, stored=stored)

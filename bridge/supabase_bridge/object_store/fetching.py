@@ -6,8 +6,9 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from supabase_bridge.documents import FileRecord
 from supabase_bridge.errors import CorruptObjectError, StoreUnavailableError
-from supabase_bridge.object_store import Digests, ObjectInfo, ObjectStore
+from supabase_bridge.object_store import ObjectInfo, ObjectStore
 from supabase_bridge.object_store.digest import is_md5, md5_of
 from supabase_bridge.object_store.hashed_output import HashedOutput
 from supabase_bridge.object_store.local_files import discard, local_error
@@ -17,13 +18,20 @@ _TRIES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Fetched:
-    """What was fetched: the object as the store describes it, and the digests of the bytes that came."""
+    """What was fetched: the object as the store describes it, and what the bytes are that came.
+
+    Attributes:
+        md5: None where it was neither asked for nor needed to compare.
+    """
 
     info: ObjectInfo
-    digests: Digests
+    record: FileRecord
+    md5: str | None
 
 
-def fetch(store: ObjectStore, key: str, target: Path, *, info: ObjectInfo | None = None) -> Fetched:
+def fetch(
+    store: ObjectStore, key: str, target: Path, *, info: ObjectInfo | None = None, with_md5: bool = False
+) -> Fetched:
     """Write an object to `target`, over what is there: whole and as the store describes it, or not at all.
 
     Compared are the size, and the SHA-256 that was recorded when the object was written, sealed or not: it is held
@@ -33,6 +41,7 @@ def fetch(store: ObjectStore, key: str, target: Path, *, info: ObjectInfo | None
 
     Args:
         info: The object as it was just looked at; None: it is looked at here.
+        with_md5: Find the MD5 of what came in any case.
 
     Raises:
         ObjectNotFoundError: there is no such object.
@@ -45,11 +54,11 @@ def fetch(store: ObjectStore, key: str, target: Path, *, info: ObjectInfo | None
     suspect: ObjectInfo | None = None
     try:
         for _ in range(_TRIES):
-            digests = _write(store, info, temporary)
-            damage = _damage(store, info, digests)
+            fetched = _write(store, info, temporary, with_md5=with_md5)
+            damage = _damage(store, fetched)
             if damage is None:
                 temporary.replace(target)
-                return Fetched(info=info, digests=digests)
+                return fetched
             if info == suspect:
                 raise damage
             suspect, info = info, store.stat(key)
@@ -60,26 +69,30 @@ def fetch(store: ObjectStore, key: str, target: Path, *, info: ObjectInfo | None
     raise StoreUnavailableError(store.name, f"reading {key}", "it was replaced again and again meanwhile")
 
 
-def _write(store: ObjectStore, info: ObjectInfo, path: Path) -> Digests:
+def _write(store: ObjectStore, info: ObjectInfo, path: Path, *, with_md5: bool) -> Fetched:
     """Write what comes to `path`, no more than there should be."""
-    md5 = md5_of()
+    md5 = md5_of() if with_md5 or _is_compared_by_etag(info) else None
     with HashedOutput(path) as output:
         for piece in store.stream(info.key, fresh=True):
             output.write(piece)
             if output.size_bytes > info.size_bytes:
                 break
-            md5.update(piece)
-        found = output.record()
-    return Digests(size_bytes=found.size_bytes, md5=md5.hexdigest(), sha256=found.sha256)
+            if md5 is not None:
+                md5.update(piece)
+        return Fetched(info=info, record=output.record(), md5=None if md5 is None else md5.hexdigest())
 
 
-def _damage(store: ObjectStore, info: ObjectInfo, found: Digests) -> CorruptObjectError | None:
+def _is_compared_by_etag(info: ObjectInfo) -> bool:
+    return info.sha256 is None and is_md5(info.etag)
+
+
+def _damage(store: ObjectStore, fetched: Fetched) -> CorruptObjectError | None:
     """How what came differs from what the store describes."""
-    by_etag = info.sha256 is None and is_md5(info.etag)
+    info, found = fetched.info, fetched.record
     compared = [
         (f"{info.size_bytes} bytes", f"{found.size_bytes} bytes", True),
         (f"SHA-256 {info.sha256}", f"SHA-256 {found.sha256}", info.sha256 is not None),
-        (f"MD5 {info.etag}", f"MD5 {found.md5}", by_etag),
+        (f"MD5 {info.etag}", f"MD5 {fetched.md5}", _is_compared_by_etag(info)),
     ]
     for expected, actual, known in compared:
         if known and expected != actual:
