@@ -43,9 +43,8 @@ def find_unrecorded(engine: Engine, tables: RegistryTables, *, model: str | None
     """
     for search in _SEARCHES:
         with engine.connect() as connection:
-            rows = connection.execution_options(yield_per=_BATCH).execute(search.query(tables, model))
-            for page in rows.partitions():
-                yield from search.events(page)
+            rows = connection.execute(search.query(tables, model)).all()
+        yield from search.events(rows)
 
 
 def record_unrecorded(

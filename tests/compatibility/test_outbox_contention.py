@@ -5,15 +5,20 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from supabase_bridge.errors import LeaseLostError
+from supabase_bridge.errors import LeaseLostError, RegistryUnavailableError
 from supabase_bridge.outbox.events import Event, EventKind, EventState
+from supabase_bridge.outbox.opening import connect
 from supabase_bridge.outbox.queue import Outbox
-from supabase_bridge.outbox.schema import OUTBOX
+from supabase_bridge.outbox.schema import OUTBOX, ensure_schema
 from tests.compatibility.outboxes import LEASE, NOW, claim, claimed, finish, record
+from tests.databases import DatabaseServer
+from tests.e2e.served import until
 
 
 def test_eight_workers_carry_out_each_event_once_and_no_two_of_a_model_at_once(engine: Engine, outbox: Outbox) -> None:
@@ -115,3 +120,28 @@ def test_a_worker_whose_time_is_not_given_takes_the_databases(engine: Engine, ou
     left = outbox.until_due()
     assert left is not None
     assert timedelta(seconds=50) < left <= LEASE + timedelta(seconds=1)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_a_worker_paused_in_the_middle_of_a_transaction_keeps_what_it_has_locked_for_a_while_only(
+    request: pytest.FixtureRequest, kind: str
+) -> None:
+    server: DatabaseServer = request.getfixturevalue(kind)
+    url = server.create()
+    paused, other = connect(url, longest_pause=timedelta(seconds=1)), connect(url)
+    ensure_schema(other)
+    record(other)
+    held = claimed(Outbox(paused), "paused")
+
+    @sa.event.listens_for(paused, "commit", once=True)
+    def _pause(_: object) -> None:
+        again = partial(claim, Outbox(other), "other", after=2 * LEASE)
+        until(lambda: again() is not None, "the event to be free", limit_seconds=30)
+
+    with pytest.raises(RegistryUnavailableError):
+        Outbox(paused).renew(held, "paused", now=NOW, lease=10 * LEASE)
+    with pytest.raises(LeaseLostError):
+        finish(Outbox(paused), held, "paused")
+    assert Outbox(other).get(held.id).leased_by == "other"
+    paused.dispose()
+    other.dispose()
