@@ -18,7 +18,7 @@ from tests.compatibility.outboxes import NOW, claimed, record
 
 POLL = timedelta(milliseconds=200)
 FALLBACK = timedelta(seconds=30)
-AT_ONCE_SECONDS = 2.0
+AT_ONCE_SECONDS = 15.0
 
 
 @pytest.fixture

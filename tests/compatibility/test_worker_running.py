@@ -16,7 +16,7 @@ from tests.registry_fixtures import Scene
 from tests.simulators.storage import Delay, Fault, StorageSimulator
 
 LONG = timedelta(seconds=600)
-AT_ONCE_SECONDS = 5.0
+AT_ONCE_SECONDS = 15.0
 CREATED, MOVED = EventKind.VERSION_CREATED, EventKind.STAGE_CHANGED
 
 

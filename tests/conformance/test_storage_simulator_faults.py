@@ -37,7 +37,7 @@ BIG = bytes(range(256)) * 1200  # 300 kB: more than a wedge needs, more than one
 TUS = {"tus-resumable": "1.0.0", "content-type": "application/offset+octet-stream"}
 
 
-def http_client(simulator: StorageSimulator, timeout: float = 10.0) -> httpx.Client:
+def http_client(simulator: StorageSimulator, timeout: float | httpx.Timeout = 30.0) -> httpx.Client:
     headers = {"authorization": f"Bearer {simulator.service_key}"}
     return httpx.Client(base_url=f"{simulator.url}/storage/v1", headers=headers, timeout=timeout)
 
@@ -157,7 +157,8 @@ def test_a_corrupt_response_differs_in_one_byte(simulator: StorageSimulator, cli
 
 def test_a_hanging_request_hangs_until_the_simulator_stops(simulator: StorageSimulator) -> None:
     simulator.inject(Fault(method="GET", action=Hang()))
-    with http_client(simulator, timeout=0.1) as impatient, pytest.raises(httpx.ReadTimeout):
+    timeout = httpx.Timeout(30, read=0.1)
+    with http_client(simulator, timeout=timeout) as impatient, pytest.raises(httpx.ReadTimeout):
         impatient.get("/bucket")
     with ThreadPoolExecutor() as pool, http_client(simulator, timeout=30) as patient:
         asked = pool.submit(patient.get, "/bucket")
@@ -171,13 +172,13 @@ def test_a_hanging_request_hangs_until_the_simulator_stops(simulator: StorageSim
     ("wedging", "size", "hangs"), [(True, len(BIG), True), (True, 50_000, False), (False, len(BIG), False)]
 )
 def test_a_refused_big_upload_wedges_its_connection_and_no_other(wedging: bool, size: int, hangs: bool) -> None:
-    with StorageSimulator(wedge_refused_uploads=wedging) as simulator, http_client(simulator, timeout=0.3) as client:
+    with StorageSimulator(wedge_refused_uploads=wedging) as simulator, http_client(simulator, timeout=30) as client:
         simulator.put_object("models", "taken", b"")
         refused = client.post("/object/models/taken", content=b"x" * size)
         assert refused.json()["code"] == "KeyAlreadyExists"
         if hangs:
             with pytest.raises(httpx.ReadTimeout):
-                client.get("/bucket")
+                client.get("/bucket", timeout=0.3)
         assert client.get("/bucket").status_code == 200
 
 
@@ -396,4 +397,4 @@ def test_it_serves_as_a_process_until_its_standard_input_closes() -> None:
         headers = {"authorization": f"Bearer {told['service_key']}"}
         assert httpx.get(f"{told['url']}/storage/v1/bucket", headers=headers).json() == []
         process.stdin.close()
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0

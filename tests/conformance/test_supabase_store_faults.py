@@ -166,22 +166,22 @@ def test_create_says_so_when_its_temporary_object_is_swept_away(
 def test_the_simulator_wedges_a_connection_whose_large_upload_it_refused(simulator: StorageSimulator) -> None:
     simulator.put_object(BUCKET, "m/a", b"1")
     headers = {"authorization": f"Bearer {simulator.service_key}"}
-    with httpx.Client(base_url=f"{simulator.url}/storage/v1", headers=headers, timeout=0.3) as client:
+    with httpx.Client(base_url=f"{simulator.url}/storage/v1", headers=headers, timeout=30) as client:
         assert client.post("/object/models/m/a", content=BIG).status_code == 400
         with pytest.raises(httpx.ReadTimeout):
-            client.get("/object/info/models/m/a")
+            client.get("/object/info/models/m/a", timeout=0.3)
 
 
 @pytest.mark.usefixtures("store")
 def test_the_store_answers_at_once_after_a_refused_large_upload(simulator: StorageSimulator, file: Path) -> None:
-    anonymous = supabase_store(simulator, key=simulator.anon_key, timeout=5)
+    anonymous = supabase_store(simulator, key=simulator.anon_key, timeout=30)
     started = time.monotonic()
     for put in (anonymous.create, anonymous.overwrite):
         for body in (file, BIG):
             with pytest.raises(AccessDeniedError):
                 put("m/a", body, PLAIN)
             anonymous.delete(["m/a"])
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 25
     anonymous.close()
 
 
@@ -284,7 +284,8 @@ def test_an_endless_hang_ends_within_the_timeout(simulator: StorageSimulator, fi
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="no answer in time"):
         operations(store, file)[operation]()
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 20
+    assert simulator.count() == 1
     store.close()
 
 

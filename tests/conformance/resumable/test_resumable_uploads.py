@@ -214,7 +214,7 @@ def test_a_verb_that_hangs_ends_in_a_named_error(
     started = time.monotonic()
     with pytest.raises(StoreUnavailableError, match="no answer in time"):
         hasty.create(KEY, file, OPTIONS)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20
     hasty.close()
 
 
