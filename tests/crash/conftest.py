@@ -27,4 +27,4 @@ def runs() -> Iterator[Path]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Say how much of the matrix is wanted; known where the tests of this folder are asked for by its name."""
-    parser.addoption("--crash-every", type=int, help="kill a worker at every n-th point only (default: every fourth)")
+    parser.addoption("--crash-every", type=int, help="kill a worker at every n-th point only (default: every eighth)")

@@ -19,8 +19,8 @@ from tests.registry_fixtures import MakeScene, files_below, supabase_environment
 from tests.simulators.faults import Fault, Hang
 from tests.simulators.storage import StorageSimulator
 
-EVERY = 4
-"""Which points are taken where nothing else is asked for: every fourth, others on each of the four combinations."""
+EVERY = 8
+"""Which points are taken where nothing else is asked for: every eighth, others on each of the four combinations."""
 COPYING_EVERY = 15
 
 _COPY = """

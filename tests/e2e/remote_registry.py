@@ -125,6 +125,10 @@ def remote(
         database: DatabaseServer = request.getfixturevalue("postgresql")
         environment = {"SUPABASE_BRIDGE_WATCH_DATABASE_URL": database.create()}
     model = f"m{abs(hash(request.node.name)) % 10**8}"
-    yield Remote(url=server, home=tmp_path / "home", model=model, environment=environment)
+    made = Remote(url=server, home=tmp_path / "home", model=model, environment=environment)
+    yield made
+    # Each new home mirrors whatever is registered.
+    for left in made.client.search_registered_models():
+        made.client.delete_registered_model(left.name)
     # Nothing is kept in the file where the database is elsewhere.
     assert not (environment and (tmp_path / "home" / "watch.db").exists())

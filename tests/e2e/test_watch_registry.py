@@ -267,8 +267,7 @@ def test_a_tag_that_is_too_long_for_a_folder_stops_nothing(remote: Remote, tmp_p
     remote.client.delete_registered_model("n" * 300)
 
 
-@on_both_databases
-@pytest.mark.parametrize("stopped", [True, False])
+@pytest.mark.parametrize(("remote", "stopped"), [("sqlite", True), ("postgresql", False)], indirect=["remote"])
 def test_a_model_that_was_deleted_and_made_again_between_two_looks_is_another_one(
     remote: Remote, tmp_path: Path, stopped: bool
 ) -> None:
