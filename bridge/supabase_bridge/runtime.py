@@ -20,6 +20,7 @@ from supabase_bridge.object_store import ObjectStore, Progress
 from supabase_bridge.object_store.opening import open_store
 from supabase_bridge.outbox.events import DEFAULT_WORKSPACE
 from supabase_bridge.outbox.opening import open_outbox
+from supabase_bridge.outbox.pauses import limit_pauses_of_all_engines
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.plugin_check import check_plugin
 from supabase_bridge.processing import Processor
@@ -148,6 +149,7 @@ def runtime(settings: Settings, *, announce: Callable[[int], Progress] | None = 
     check_plugin(settings)
     seal = writer_seal(settings)
     stores = Stores(settings)
+    limit_pauses_of_all_engines()
     with open_outbox(settings) as outbox:
         registry = Registry(
             tracking_uri=settings.tracking_uri or settings.database_url, registry_uri=settings.registry_uri

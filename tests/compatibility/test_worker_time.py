@@ -115,6 +115,20 @@ def paused(process: subprocess.Popen[bytes], engine: Engine) -> bool:
     return True
 
 
+@pytest.mark.parametrize("make_worker_scene", ["postgresql"], indirect=True)
+def test_what_mlflow_writes_for_a_worker_is_not_locked_for_ever_either_where_the_worker_is_paused(
+    make_worker_scene: MakeWorkerScene,
+) -> None:
+    scene = make_worker_scene()
+    scene.train()
+    scene.work()
+    mlflows = scene.runtime.registry.client
+    for client in (mlflows._get_registry_client(), mlflows._tracking_client):
+        with client.store.engine.connect() as connection:
+            longest = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar_one()
+            assert longest == "30s"
+
+
 LOOK: dict[str, Any] = {"path_contains": "two_tower/latest"}
 PUBLISH: dict[str, Any] = {"path_contains": "two_tower/latest/manifest.json", "method": "POST"}
 REFUSED = Fault(action=Respond(403, b'{"statusCode": "403", "error": "Unauthorized", "message": "no"}'))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -13,16 +12,10 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from supabase_bridge.config import Settings
 from supabase_bridge.errors import SettingsError
+from supabase_bridge.outbox.pauses import LONGEST_PAUSE, limit_pauses
 from supabase_bridge.outbox.queue import Outbox
 
 _BUSY_TIMEOUT_SECONDS = 30
-# MySQL has no such limit, and reads what MariaDB takes for SQL as a comment.
-_ON_MARIADB = "SET @supabase_bridge = 1 /*M!100301 , SESSION idle_transaction_timeout = {seconds} */"
-_PAUSES = {
-    "postgresql": "SET idle_in_transaction_session_timeout = '{seconds}s'",
-    "mysql": _ON_MARIADB,
-    "mariadb": _ON_MARIADB,
-}
 
 
 @contextmanager
@@ -43,14 +36,13 @@ def open_outbox(settings: Settings) -> Iterator[Outbox]:
         engine.dispose()
 
 
-def connect(url: str, *, connections: int = 5, longest_pause: timedelta = timedelta(seconds=30)) -> Engine:
+def connect(url: str, *, connections: int = 5, longest_pause: timedelta = LONGEST_PAUSE) -> Engine:
     """An engine as the outbox needs it: it waits where SQLite is busy, and reads what is committed by now.
 
     Args:
         url: MLflow's --backend-store-uri.
         connections: How many are kept open at most.
-        longest_pause: After this long between two statements of a transaction PostgreSQL and MariaDB roll it back: of
-            a process that is stopped, or cut off, in its middle nobody would get the locks else. In whole seconds.
+        longest_pause: See `limit_pauses`.
 
     Raises:
         SettingsError: see `open_outbox`.
@@ -61,7 +53,7 @@ def connect(url: str, *, connections: int = 5, longest_pause: timedelta = timede
             return sa.create_engine(parsed, connect_args={"timeout": _BUSY_TIMEOUT_SECONDS}, pool_size=connections)
         # MySQL's default, REPEATABLE READ, locks gaps between rows: MLflow would wait for us before it may record.
         engine = sa.create_engine(parsed, isolation_level="READ COMMITTED", pool_pre_ping=True, pool_size=connections)
-        _limit_pauses(engine, round(longest_pause.total_seconds()))
+        limit_pauses(engine, longest_pause)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         problem = f"no database URL that SQLAlchemy can use here ({type(error).__name__}: {error})"
         raise SettingsError("SUPABASE_BRIDGE_DATABASE_URL", problem) from error
@@ -70,17 +62,3 @@ def connect(url: str, *, connections: int = 5, longest_pause: timedelta = timede
         problem = f"no database URL that SQLAlchemy can use here ({type(error).__name__}); is its password encoded?"
         raise SettingsError("SUPABASE_BRIDGE_DATABASE_URL", problem) from None
     return engine
-
-
-def _limit_pauses(engine: Engine, seconds: int) -> None:
-    statement = _PAUSES.get(engine.dialect.name)
-    if statement is None:
-        return
-
-    @sa.event.listens_for(engine, "connect")
-    def _limit(connection: Any, _: object) -> None:
-        cursor = connection.cursor()
-        cursor.execute(statement.format(seconds=seconds))
-        cursor.close()
-        # PostgreSQL takes back what a transaction has set that is rolled back.
-        connection.commit()
