@@ -132,7 +132,9 @@ def running_mariadb() -> Iterator[DatabaseServer]:
             "--innodb-flush-log-at-trx-commit=0",
             "--innodb-buffer-pool-size=32M",
         ]
-        with subprocess.Popen(command, cwd=home, user=_unprivileged(), stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, cwd=home, env=_surroundings(home), user=_unprivileged(), stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 address = ["--host=127.0.0.1", f"--port={port}", "--protocol=tcp", "--user=mlflow"]
                 _run([admin, "--no-defaults", *address, f"--wait={_LIMIT_SECONDS}", "ping"], home)
@@ -181,13 +183,25 @@ def _private_directory() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+def _surroundings(home: Path) -> dict[str, str]:
+    """With a directory for temporary files of its own: MariaDB, when it starts, deletes every server's in there."""
+    return {**os.environ, "TMPDIR": str(home)}
+
+
 def _run(command: Sequence[str | Path], home: Path) -> None:
     """Run to the end; what it said is in the failure."""
     # To a file: a server that it leaves behind would keep a pipe open.
     output = home / "output"
     with output.open("w") as file:
         done = subprocess.run(
-            command, cwd=home, user=_unprivileged(), stdout=file, stderr=file, timeout=2 * _LIMIT_SECONDS, check=False
+            command,
+            cwd=home,
+            env=_surroundings(home),
+            user=_unprivileged(),
+            stdout=file,
+            stderr=file,
+            timeout=2 * _LIMIT_SECONDS,
+            check=False,
         )
     if done.returncode != 0:
         logs = "\n".join(path.read_text() for path in (output, home / "log") if path.exists())
