@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,6 +12,7 @@ import pytest
 
 from tests.commands import execute, invoke
 from tests.registry_fixtures import MODEL, Scene, files_below, supabase_environment, tiny_onnx
+from tests.requirements_on_machine import free_port
 from tests.simulators.storage import Fault, Respond, StorageSimulator
 
 RUN_ID = "20251031T093831Z"
@@ -144,9 +144,7 @@ def test_supabase_being_down_is_said_in_one_line(directory_scene: Scene, argumen
 
 
 def nobody_listens() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 # --- the database -----------------------------------------------------------------------------------------------------
