@@ -86,27 +86,26 @@ def test_a_model_that_is_tagged_with_a_path_is_refused_before_anything_is_stored
         assert "cannot be a folder in Supabase Storage" in error
 
 
+def is_kept_out_of_a_folder(scene: Scene) -> None:
+    """A model that is tagged with the folder of `MODEL` is refused, and `MODEL` goes on."""
+    version = scene.train(model="mine")
+    scene.client.set_registered_model_tag("mine", "supabase.key", MODEL)
+    assert f"belongs to registered model '{MODEL}'" in refusal(scene, version, model="mine")
+    own = scene.train()
+    scene.promote(own)
+    scene.work()
+    assert scene.current() == own
+
+
 def test_a_model_tagged_with_another_models_folder_is_refused_and_the_other_goes_on(directory_scene: Scene) -> None:
     directory_scene.promote(directory_scene.train())
     directory_scene.work()
-    version = directory_scene.train(model="mine")
-    directory_scene.client.set_registered_model_tag("mine", "supabase.key", MODEL)
-    assert f"belongs to registered model '{MODEL}'" in refusal(directory_scene, version, model="mine")
-    again = directory_scene.train()
-    directory_scene.promote(again)
-    directory_scene.work()
-    assert directory_scene.current() == again
+    is_kept_out_of_a_folder(directory_scene)
 
 
 def test_a_model_tagged_with_the_folder_of_one_that_is_not_mirrored_yet_is_refused(directory_scene: Scene) -> None:
     directory_scene.client.create_registered_model(MODEL)
-    version = directory_scene.train(model="mine")
-    directory_scene.client.set_registered_model_tag("mine", "supabase.key", MODEL)
-    assert f"belongs to registered model '{MODEL}'" in refusal(directory_scene, version, model="mine")
-    own = directory_scene.train()
-    directory_scene.promote(own)
-    directory_scene.work()
-    assert directory_scene.current() == own
+    is_kept_out_of_a_folder(directory_scene)
 
 
 @pytest.mark.parametrize("renamed", [True, False])

@@ -160,7 +160,7 @@ def test_a_hanging_request_hangs_until_the_simulator_stops(simulator: StorageSim
     timeout = httpx.Timeout(30, read=0.1)
     with http_client(simulator, timeout=timeout) as impatient, pytest.raises(httpx.ReadTimeout):
         impatient.get("/bucket")
-    with ThreadPoolExecutor() as pool, http_client(simulator, timeout=30) as patient:
+    with ThreadPoolExecutor() as pool, http_client(simulator) as patient:
         asked = pool.submit(patient.get, "/bucket")
         while len(simulator.calls()) < 2:
             assert not asked.done()
@@ -172,7 +172,7 @@ def test_a_hanging_request_hangs_until_the_simulator_stops(simulator: StorageSim
     ("wedging", "size", "hangs"), [(True, len(BIG), True), (True, 50_000, False), (False, len(BIG), False)]
 )
 def test_a_refused_big_upload_wedges_its_connection_and_no_other(wedging: bool, size: int, hangs: bool) -> None:
-    with StorageSimulator(wedge_refused_uploads=wedging) as simulator, http_client(simulator, timeout=30) as client:
+    with StorageSimulator(wedge_refused_uploads=wedging) as simulator, http_client(simulator) as client:
         simulator.put_object("models", "taken", b"")
         refused = client.post("/object/models/taken", content=b"x" * size)
         assert refused.json()["code"] == "KeyAlreadyExists"

@@ -20,7 +20,7 @@ _STATEMENTS = {
 _LIMITED = "supabase_bridge.pauses"
 
 
-def limit_pauses(engine: Engine, longest: timedelta = LONGEST_PAUSE) -> None:
+def limit_pauses(engine: Engine, longest: timedelta) -> None:
     """Let PostgreSQL and MariaDB end a transaction of this engine, and its connection, once it has stood still so long.
 
     Args:
