@@ -326,9 +326,7 @@ def test_the_server_says_how_long_to_wait_within_reason(simulator: StorageSimula
 
 def refused_for_now(fields: str) -> StoreUnavailableError:
     """What comes out where every answer is a 503 with these header fields."""
-    # Who is not told that the connection ends may ask again on it, and find it broken.
-    said = answer(b"", status="503 Service Unavailable", headers=f"{fields}Connection: close\r\n")
-    with hostile(lambda talk: talk.send(said)) as server:
+    with hostile(lambda talk: talk.send(answer(b"", status="503 Service Unavailable", headers=fields))) as server:
         store = SupabaseStore(
             url=server.url, key=Secret("a"), bucket=BUCKET, timeout=timedelta(seconds=5), pause=lambda _seconds: None
         )

@@ -113,6 +113,10 @@ def _secured(connection: socket.socket, tls: ssl.SSLContext | None) -> socket.so
 
 
 def answer(body: bytes, *, status: str = "200 OK", headers: str = "", length: int | None = None) -> bytes:
-    """A response with a Content-Length, the true one unless another is given."""
+    """A response with a Content-Length, the true one unless another is given.
+
+    It says that the connection ends, as it does with the script: who is not told may ask again on it, and find it
+    broken.
+    """
     size = len(body) if length is None else length
-    return f"HTTP/1.1 {status}\r\nContent-Length: {size}\r\n{headers}\r\n".encode() + body
+    return f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {size}\r\n{headers}\r\n".encode() + body
