@@ -1,1 +1,1 @@
-"""Measurements with limits: each prints what it found, and exits with 1 above its limit."""
+"""Benchmarks with limits: each prints its figures, and exits with 1 if one misses its limit."""

@@ -1,13 +1,12 @@
-"""What `log_artifacts` of 200 files of 20 kB costs, against MLflow's own local store through its HTTP proxy.
+"""Measure `log_artifacts` of 200 files of 20 kB against MLflow's own local store through its HTTP proxy.
 
     python -m benchmarks.artifacts [--rounds 7] [--files 200] [--limit 1.0] [--proxied]
 
 Two ways: straight to `supabase://`, several files at a time, and through an MLflow server's proxy with `supabase://`
-behind it. MLflow's client gives a proxy one file after the other, so the second way is the local one's and a trip to
-Supabase for each file on top: it cannot be faster than the first. The limit is for the direct way, with `--proxied`
-for the other one. All take turns, so that what else the machine does strikes them alike. Against SUPABASE_URL and
-SUPABASE_SERVICE_ROLE_KEY where they are set, a simulator in a process of its own otherwise. Exit code 1: the ratio of
-the medians is above the limit.
+behind it. MLflow's client gives a proxy one file after the other, so the second way adds a request to
+Supabase for each file: it cannot be faster than the local one. The limit is for the direct way, with `--proxied`
+for the other one. All take turns, so that other load on the machine affects them alike. SUPABASE_URL and
+SUPABASE_SECRET_KEY name another server than the simulator. Exit code 1: the ratio of the medians is above the limit.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from pathlib import Path
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from tests.e2e.processes import mlflow_command, serving, surroundings
+from tests.support.processes import mlflow_command, serving, surroundings
 
 BUCKET = "benchmark-artifacts"
 FILE_BYTES = 20_000
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _medians(repositories: Sequence[ArtifactRepository], source: Path, *, rounds: int) -> list[float]:
-    """The median time of a round, by repository; the order changes from round to round."""
+    """Return the median time of a round, by repository; the order changes from round to round."""
     times: list[list[float]] = [[] for _ in repositories]
     for number in range(WARM_UP + rounds):
         turns = list(enumerate(repositories))
@@ -82,24 +81,24 @@ def _files(directory: Path, count: int) -> Path:
 
 @contextmanager
 def _project() -> Iterator[Mapping[str, str]]:
-    """The variables that name the project to measure against."""
+    """Return the variables that name the project to measure against."""
     allowed = {"SUPABASE_BRIDGE_ARTIFACT_BUCKETS": BUCKET}
     if os.environ.get("SUPABASE_URL"):
-        yield {**allowed, **{name: os.environ[name] for name in ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")}}
+        yield {**allowed, **{name: os.environ[name] for name in ("SUPABASE_URL", "SUPABASE_SECRET_KEY")}}
         return
-    command = [sys.executable, "-m", "tests.simulators.storage"]
+    command = [sys.executable, "-m", "tests.support.simulators.storage"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
         try:
-            yield {**allowed, "SUPABASE_URL": said["url"], "SUPABASE_SERVICE_ROLE_KEY": said["service_key"]}
+            yield {**allowed, "SUPABASE_URL": said["url"], "SUPABASE_SECRET_KEY": said["service_key"]}
         finally:
             process.terminate()
 
 
 @contextmanager
 def _server(directory: Path, destination: str, variables: Mapping[str, str]) -> Iterator[str]:
-    """An MLflow server that keeps artifacts at `destination`; its URL."""
+    """Run an MLflow server that keeps artifacts at `destination`; yield its URL."""
     directory.mkdir()
     command = mlflow_command("server", "--artifacts-only", "--artifacts-destination", destination, "--workers", "1")
     with serving(command, cwd=directory, env=surroundings(directory, **variables)) as url:

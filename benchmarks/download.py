@@ -1,9 +1,9 @@
-"""What verification adds to a download: our stream, hashed and put in place whole, against a bare httpx stream.
+"""Measure what verification adds to a download: our hashed stream against a bare httpx stream.
 
     python -m benchmarks.download [--rounds 9] [--size 200000000] [--limit 1.15]
 
 Both write to a file. They take turns. Exit code 1: the ratio of the medians is above the limit. SUPABASE_URL and
-SUPABASE_SERVICE_ROLE_KEY name another server than the simulator.
+SUPABASE_SECRET_KEY name another server than the simulator.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 import httpx
 
 from benchmarks.target import random_file, target
-from supabase_bridge.digest_cache import DigestCache
-from supabase_bridge.documents import FileRecord
-from supabase_bridge.object_store import ObjectStore, PutOptions
-from supabase_bridge.object_store.digest import digests_of
+from supabase_bridge.core.documents import FileRecord
+from supabase_bridge.storage.base import ObjectStore, PutOptions
+from supabase_bridge.storage.download import fetch
+from supabase_bridge.storage.hashing import hash_body
 
 WARM_UP = 1
 
@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory, target() as place:
         original, copy = random_file(Path(directory, "original"), options.size), Path(directory, "copy")
-        store, key, digests = place.store(), uuid.uuid4().hex, digests_of(original)
+        store, key, digests = place.store(), uuid.uuid4().hex, hash_body(original)
         record = FileRecord(size_bytes=digests.size_bytes, sha256=digests.sha256)
-        store.create(key, original, PutOptions(sha256=digests.sha256))
+        store.overwrite(key, original, PutOptions(sha256=digests.sha256))
         original.unlink()
         with place.bare() as client:
             bare_ms, ours_ms = _medians_ms(
@@ -61,11 +61,11 @@ def _bare(client: httpx.Client, key: str, copy: Path) -> None:
 
 
 def _ours(store: ObjectStore, key: str, copy: Path, record: FileRecord) -> None:
-    DigestCache(None, limit_bytes=0).fetch(store, key, record, copy)
+    assert fetch(store, key, copy).record == record
 
 
 def _medians_ms(runs: Sequence[Callable[[], None]], *, rounds: int) -> list[float]:
-    """The median time of each kind; the order within a round changes from round to round."""
+    """Return the median time of each kind; the order within a round changes from round to round."""
     times: list[list[float]] = [[] for _ in runs]
     for number in range(WARM_UP + rounds):
         turns = list(enumerate(runs))

@@ -1,10 +1,10 @@
-"""How much faster two workers drain a backlog of small versions than one does.
+"""Measure how much faster two workers process a backlog of small versions than one worker.
 
     python -m benchmarks.drain [--database postgresql] [--versions 1000] [--delay 0.03] [--limit 1.7]
 
-Each worker is a process of its own. A run's time is that from the first event taken up to the last one finished, by the
-database's clock, so that starting processes does not count. The simulator answers every request after a delay, as a
-server across a network does; on few cores the rest of the time is what the cores have to share. Exit code 1: the ratio
+Each worker is a process of its own. A run's time lasts from the first claim to the last finished event, by the
+database's clock, so the start of processes does not count. The simulator answers every request after a delay, like a
+server across a network; on few cores the workers share the processors for the rest of the time. Exit code 1: the ratio
 is below the limit.
 """
 
@@ -22,10 +22,10 @@ import sqlalchemy as sa
 
 from benchmarks.registries import bridge_command, database_server, environment, process, scene
 from benchmarks.target import Target, simulator
-from supabase_bridge.outbox.schema import OUTBOX
-from tests.databases import copy_sqlite
-from tests.registry_fixtures import model_files
-from tests.simulators.storage import Delay, Fault, StorageSimulator
+from supabase_bridge.outbox.tables import OUTBOX
+from tests.support.databases import copy_sqlite
+from tests.support.scene import model_files
+from tests.support.simulators.storage import Delay, Fault, StorageSimulator
 
 MODELS = 20
 _ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def _simulate(delay: float) -> None:
 
 
 def _seconds(directory: Path, place: Target, database: str, versions: int) -> list[float]:
-    """How long one worker takes for the backlog, and how long two do for a copy of it."""
+    """Return the time of one worker for the backlog, and the time of two workers for a copy of it."""
     home = directory / "home"
     with ExitStack() as stack:
         server = stack.enter_context(database_server(database))

@@ -1,10 +1,10 @@
-"""What a gate adds to a stage transition: our registry store with and without criteria.
+"""Measure what a gate adds to a stage transition: our registry store with and without criteria.
 
     python -m benchmarks.gate [--database postgresql] [--history 10000] [--rounds 400] [--limit-ms 5]
 
-Each transition to Production is judged by three criteria, one of them against the current version, in a model with a
-history: promotions of other versions, which a worker has carried out. The two take turns, so that what else the machine
-does strikes both alike. Exit code 1: the difference of the medians is above the limit.
+Three criteria evaluate each transition to Production, one of them against the current version, in a model with a
+history: promotions of other versions, which a worker has carried out. The two stores take turns, so that other load on
+the machine affects both alike. Exit code 1: the difference of the medians is above the limit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,18 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from benchmarks.registries import DATABASES, database_server
 from mlflow_supabase import capture
 from mlflow_supabase.gate import TransitionGate
-from mlflow_supabase.registry_store import build
-from supabase_bridge.config import Settings
-from supabase_bridge.gates import Gate, parse_gate
-from supabase_bridge.outbox.events import EventState
+from mlflow_supabase.store import build
+from supabase_bridge.core.criteria import Gate, parse_gate
+from supabase_bridge.core.events import EventState
 from supabase_bridge.outbox.tables import OUTBOX
+from supabase_bridge.settings.model import Settings
 
 MODEL = "two_tower"
 CRITERIA = ("recall@20 >= 0.65", "0.2 <= ctr <= 0.4", "recall@20 not worse than current by more than 0.01")
 METRICS = {"recall_at_20": 0.7, "ctr": 0.3, "auc": 0.9}
 WARM_UP = 20
 EARLIER = (3, 4)
-"""The versions of the history; 1 and 2 are those that are judged."""
+"""The versions of the history; the gate evaluates versions 1 and 2."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _store(url: str, gate: Gate, *, history: int) -> Any:
-    """A registry with versions that have runs, and a history of promotions."""
+    """Make a registry with versions that have runs, and a history of promotions."""
     store: Any = build(f"supabase+{url}")
     tracking: Any = SqlAlchemyStore(url, "/nowhere")
     store.create_registered_model(MODEL)
@@ -78,13 +77,13 @@ def _store(url: str, gate: Gate, *, history: int) -> Any:
     for version in EARLIER:
         store.transition_model_version_stage(MODEL, version, "Production", archive_existing_versions=False)
     _lengthen(store.engine, history)
-    settings = replace(Settings(), gates={MODEL: gate})
+    settings = Settings().with_changes(gates={MODEL: gate})
     capture.watch(store.engine, TransitionGate(lambda: settings))
     return store
 
 
 def _lengthen(engine: sa.Engine, history: int) -> None:
-    """Repeat what the outbox has until it is so long; a worker has carried out all of it."""
+    """Repeat the events of the outbox up to this length, as events that a worker has finished."""
     with engine.begin() as connection:
         rows = [dict(row._mapping) for row in connection.execute(OUTBOX.select().where(OUTBOX.c.version.in_(EARLIER)))]
         for row in rows:
@@ -96,7 +95,7 @@ def _lengthen(engine: sa.Engine, history: int) -> None:
 
 
 def _medians_ms(stores: Sequence[Any], *, rounds: int) -> list[float]:
-    """The median time of a transition, by store; the order within a round changes from round to round."""
+    """Return the median time of a transition, by store; the order within a round changes from round to round."""
     times: list[list[float]] = [[] for _ in stores]
     for number in range(WARM_UP + rounds):
         turns = list(enumerate(stores))

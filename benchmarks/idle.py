@@ -1,9 +1,9 @@
-"""What an idle worker costs: storage requests and database queries per second.
+"""Measure the storage requests and database queries per second of an idle worker.
 
     python -m benchmarks.idle [--seconds 70]
 
-The settings are the defaults, but for the pass that looks for what no event said: it has an interval of its own, and a
-benchmark of its own (benchmarks.reconcile). Exit code 1: a storage request was made, or there was more than one query
+The settings are the defaults, except for the reconcile pass, which is off: it has a benchmark of its own
+(benchmarks.reconcile). Exit code 1: a storage request was made, or there was more than one query
 per second; on PostgreSQL and SQLite, which wake a worker, more than one in ten seconds.
 """
 
@@ -19,11 +19,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
+from pydantic import SecretStr
 
 from benchmarks.registries import DATABASES, database_server, environment, scene
 from benchmarks.target import Target
-from supabase_bridge.secret import Secret
-from tests.simulators.storage import StorageSimulator
+from tests.support.simulators.storage import StorageSimulator
 
 LIMITS = {"sqlite": 0.1, "postgresql": 0.1, "mariadb": 1.0}
 _SETTLE_SECONDS = 2.0
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _per_second(database: str, seconds: float) -> tuple[float, float, float]:
-    """Storage requests, queries and processor time of a running worker that has nothing to do, per second."""
+    """Return the storage requests, queries and processor time of an idle worker, per second."""
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         simulator = stack.enter_context(StorageSimulator())
         server = stack.enter_context(database_server(database))
-        place = Target(url=simulator.url, key=Secret(simulator.service_key), simulated=True)
+        place = Target(url=simulator.url, key=SecretStr(simulator.service_key), simulated=True)
         environ = environment(place, server.create() if server else None)
         made = stack.enter_context(scene(directory / "home", environ, reconcile_interval=timedelta(0)))
         made.train()

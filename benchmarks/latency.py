@@ -1,4 +1,4 @@
-"""How long from MLflow's answer to a promotion until a consumer reads the new manifest; the worker idle before.
+"""Measure the time from MLflow's answer to a promotion until a consumer reads the new manifest, with an idle worker.
 
     python -m benchmarks.latency [--database sqlite] [--rounds 100] [--median 60] [--p99 250]
 
@@ -29,7 +29,7 @@ from benchmarks.registries import (
     transition,
 )
 from benchmarks.target import BUCKET, Target, target
-from tests.registry_fixtures import MODEL
+from tests.support.scene import MODEL
 
 WARM_UP = 3
 _IDLE_SECONDS = 0.5
@@ -72,14 +72,14 @@ def _measure(directory: Path, place: Target, database: str, *, rounds: int) -> l
         for number in range(WARM_UP + rounds):
             transition(client, MODEL, versions[number % 2], "Production")
             start = time.perf_counter()
-            _wait_for(bare, number + 1)
+            wait_for_manifest(bare, number + 1)
             times_ms.append((time.perf_counter() - start) * 1_000)
             time.sleep(_IDLE_SECONDS)
     return times_ms[WARM_UP:]
 
 
-def _wait_for(bare: httpx.Client, sequence: int) -> None:
-    """Read the manifest as a consumer does, until it is this entry of its log."""
+def wait_for_manifest(bare: httpx.Client, sequence: int) -> None:
+    """Read the manifest as a consumer does, until it has this sequence."""
     deadline = time.monotonic() + _LIMIT_SECONDS
     while True:
         answer = bare.get(f"{MODEL}/latest/manifest.json")

@@ -1,10 +1,10 @@
-"""How much memory a large file costs: uploaded in one request, uploaded in chunks, downloaded.
+"""Measure the memory of a large file: uploaded in one request, uploaded in chunks, downloaded.
 
     python -m benchmarks.memory [--size 2147483648] [--limit 48]
 
-Each way runs in a process of its own, which measures how far its peak (resident set) rises above where it was after a
-small transfer; on Linux. Exit code 1: one of them rises by more than the limit. SUPABASE_URL and
-SUPABASE_SERVICE_ROLE_KEY name another server than the simulator; the file is sparse, but all its bytes are sent.
+Each way runs in a process of its own. The figure is the peak of its resident set, minus the peak after a small
+transfer; on Linux. Exit code 1: one of them is above the limit. SUPABASE_URL and
+SUPABASE_SECRET_KEY name another server than the simulator; the file is sparse, but all its bytes are sent.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.target import target
-from supabase_bridge.digest_cache import DigestCache
-from supabase_bridge.documents import FileRecord
-from supabase_bridge.object_store import ObjectStore, PutOptions
-from supabase_bridge.object_store.digest import digests_of
+from supabase_bridge.core.documents import FileRecord
+from supabase_bridge.storage.base import ObjectStore, PutOptions
+from supabase_bridge.storage.download import fetch
+from supabase_bridge.storage.hashing import hash_body
 
 MIB = 1024 * 1024
 SMALL_BYTES = 8 * MIB
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environ = {
             **os.environ,
             "SUPABASE_URL": place.url,
-            "SUPABASE_SERVICE_ROLE_KEY": place.key.reveal(),
+            "SUPABASE_SECRET_KEY": place.key.get_secret_value(),
         }
         for way in WAYS:
             command = [sys.executable, "-m", "benchmarks.memory", "--way", way, "--size", str(options.size)]
@@ -72,11 +72,11 @@ def _rise_bytes(way: str, size_bytes: int) -> int:
 
 
 def _transfer(way: str, store: ObjectStore, path: Path, key: str, copy: Path) -> None:
-    digests = digests_of(path)
-    store.create(key, path, PutOptions(sha256=digests.sha256))
+    digests = hash_body(path)
+    store.overwrite(key, path, PutOptions(sha256=digests.sha256))
     if way == "download":
         record = FileRecord(size_bytes=digests.size_bytes, sha256=digests.sha256)
-        DigestCache(None, limit_bytes=0).fetch(store, key, record, copy)
+        assert fetch(store, key, copy).record == record
 
 
 def _sparse(path: Path, size_bytes: int) -> Path:
@@ -86,7 +86,7 @@ def _sparse(path: Path, size_bytes: int) -> Path:
 
 
 def _peak_bytes() -> int:
-    """The highest resident set so far. Not getrusage's: on Linux that one begins with what the parent process had."""
+    """Return the largest resident set so far. On Linux the one of getrusage begins with that of the parent process."""
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

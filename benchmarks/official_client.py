@@ -1,10 +1,11 @@
-"""The mirror of a 54 + 54 MB release against five `supabase storage cp` commands of Supabase's own command line.
+"""Measure the mirror of a 54 + 54 MB release against five `supabase storage cp` commands of Supabase's command line.
 
-    python -m benchmarks.official_client [--rounds 5] [--limit 3.5] [--command supabase]
+    python -m benchmarks.official_client [--rounds 5] [--limit 4.0] [--command supabase]
 
-The command is that of the npm package `supabase`; it sends to a local API only, on the port of a config.toml that is
-made here. They take turns. Exit code 1: the median of ours is less than the limit times faster; 2: the command is not
-installed, or SUPABASE_URL names no local API. With SUPABASE_URL the command wants SUPABASE_AUTH_JWT_SECRET too.
+The command is that of the npm package `supabase`; it sends to a local API only, on the port of a config.toml that the
+benchmark writes. They take turns. Exit code 1: the median of the mirror is less than the limit times faster; 2: the
+command is not installed, or SUPABASE_URL names no local API. With SUPABASE_URL the command needs
+SUPABASE_AUTH_JWT_SECRET too.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from benchmarks.target import BUCKET, Target, target
 
 LIMIT_SECONDS = 300
 FOR_THE_SIMULATOR = "any secret will do for the simulator, if it is long enough"
-"""The command signs nothing with it when it is given the key."""
+"""The command requires it, and signs nothing with it, because it has the key."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     summary, _, rest = __doc__.partition("\n")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.official_client", description=summary, epilog=rest)
     parser.add_argument("--rounds", type=int, default=5, help="releases of each kind (default: 5)")
-    parser.add_argument("--limit", type=float, default=3.5, help="lowest ratio that passes (default: 3.5)")
+    parser.add_argument("--limit", type=float, default=4.0, help="lowest ratio that passes (default: 4.0)")
     parser.add_argument("--command", default="supabase", help="the command or its path (default: supabase)")
     options = parser.parse_args(arguments)
     command = shutil.which(options.command)
@@ -65,7 +66,7 @@ def _copied(command: str, place: Target, files: Mapping[str, Path], project: Pat
         **os.environ,
         "HOME": str(project),
         "SUPABASE_AUTH_JWT_SECRET": os.environ.get("SUPABASE_AUTH_JWT_SECRET", FOR_THE_SIMULATOR),
-        "SUPABASE_AUTH_SERVICE_ROLE_KEY": place.key.reveal(),
+        "SUPABASE_AUTH_SERVICE_ROLE_KEY": place.key.get_secret_value(),
         "DO_NOT_TRACK": "1",
     }
 

@@ -1,42 +1,43 @@
-"""A reconcile pass over versions of which nothing has changed, on SQLite and the storage simulator.
+"""Measure a reconcile pass over unchanged versions, on SQLite and the storage simulator.
 
     python -m benchmarks.reconcile [--versions 10000] [--models 100] [--seconds 2] [--growth-mb 20] [--full]
 
-Two registries are measured, the second ten times as large as the first: time is that of the larger one's periodic pass;
-memory is how much higher Python's peak is in it. Exit code 1: one of them is above its limit.
+There are two registries, the second ten times as large as the first. The time is that of a periodic pass over the
+larger one; the memory is the difference of Python's peaks. Exit code 1: one of them is above its limit.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from mlflow_supabase.registry_store import build
-from supabase_bridge.config import Settings
-from supabase_bridge.documents import Manifest
-from supabase_bridge.layout import ReleaseKeys, RunId
-from supabase_bridge.reconcile import Depth
-from supabase_bridge.runtime import runtime
-from tests.simulators.storage import StorageSimulator
+from mlflow_supabase.store import build
+from supabase_bridge.app.runtime import open_runtime
+from supabase_bridge.core.documents import FileRecord, Manifest, ModelMeta
+from supabase_bridge.core.layout import METRICS_NAME, ReleasePaths, RunId
+from supabase_bridge.reconcile.release_check import Scope
+from supabase_bridge.settings.model import Settings
+from tests.support.simulators.storage import StorageSimulator
 
 _FILES = 9
+_RECORD = FileRecord.of(b"x")
 _FIRST = datetime(2025, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One registry's pass, once it has seen every manifest, and a full one."""
+    """Measure a pass of one registry after all manifests were read once, and a full pass."""
 
     seconds: float
     full_seconds: float | None
@@ -67,29 +68,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(*, versions: int, models: int, full: bool) -> Measured:
     with tempfile.TemporaryDirectory() as directory, StorageSimulator() as simulator:
-        environment = {"SUPABASE_URL": simulator.url, "SUPABASE_SERVICE_ROLE_KEY": simulator.service_key}
+        environment = {"SUPABASE_URL": simulator.url, "SUPABASE_SECRET_KEY": simulator.service_key}
         settings = Settings.load(home=Path(directory), environ=environment)
         build(settings.registry_uri).engine.dispose()
-        with runtime(settings) as made:
+        with open_runtime(settings) as made:
             made.stores(settings.bucket)
-            _fill(made.outbox.engine, simulator, versions=versions, models=models)
+            fill(made.outbox.engine, partial(simulator.put_object, "models"), versions=versions, models=models)
             reconciler = made.reconciler(made.stores)
-            assert list(reconciler.run(now=_now(), depth=Depth.NEXT)) == []
+            assert list(reconciler.run(now=_now(), scope=Scope.INCREMENTAL)) == []
             start = time.perf_counter()
-            assert list(reconciler.run(now=_now(), depth=Depth.NEXT)) == []
+            assert list(reconciler.run(now=_now(), scope=Scope.INCREMENTAL)) == []
             seconds = time.perf_counter() - start
             start = time.perf_counter()
-            assert not full or list(reconciler.run(now=_now(), depth=Depth.LISTED)) == []
+            assert not full or list(reconciler.run(now=_now(), scope=Scope.FULL)) == []
             full_seconds = time.perf_counter() - start if full else None
             tracemalloc.start()
-            assert list(reconciler.run(now=_now(), depth=Depth.NEXT)) == []
+            assert list(reconciler.run(now=_now(), scope=Scope.INCREMENTAL)) == []
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
     return Measured(seconds=seconds, full_seconds=full_seconds, peak_mb=peak / 1e6)
 
 
-def _fill(engine: sa.Engine, simulator: StorageSimulator, *, versions: int, models: int) -> None:
-    """A registry whose every version is mirrored and whose newest one of each model is current, with its objects."""
+def fill(
+    engine: sa.Engine, put: Callable[[str, bytes], None], *, versions: int, models: int, files: int = _FILES
+) -> None:
+    """Make a registry in which all versions are mirrored and the newest of each model is current, with its objects."""
     each = versions // models
     names = [f"model-{number:04d}" for number in range(models)]
     rows = [(name, number) for name in names for number in range(1, each + 1)]
@@ -118,36 +121,41 @@ def _fill(engine: sa.Engine, simulator: StorageSimulator, *, versions: int, mode
         f"{tag}) VALUES (:name, :version, 'supabase.run_id', :run_id)": facts,
         f"{tag}) VALUES (:name, :version, 'supabase.status', :status)": facts,
         f"{tag}) VALUES (:name, :version, 'supabase.channel.latest', 'current since then')": facts[each - 1 :: each],
-        f"{event}(1, 'version_created', 'default', :name, :version, 'None', NULL, 0, 'done', 1, 0, 1)": facts,
-        f"{event}(2, 'stage_changed', 'default', :name, :version, :stage, 'None', 0, 'done', 1, 0, 2)": facts,
+        f"{event}(1, 'version_created', 'default', :name, :version, 'None', NULL, FALSE, 'done', 1, 0, 1)": facts,
+        f"{event}(2, 'stage_changed', 'default', :name, :version, :stage, 'None', FALSE, 'done', 1, 0, 2)": facts,
     }
     with engine.begin() as connection:
         for statement, parameters in statements.items():
             connection.execute(sa.text(statement), parameters)
     for fact in facts:
-        keys = ReleaseKeys(model_key=fact["name"], run_id=RunId.parse(fact["run_id"]))
-        more = [keys.file(f"file-{number}") for number in range(_FILES - 3)]
-        for key in (keys.meta, keys.metrics, keys.onnx, *more):
-            simulator.put_object("models", key, b"x")
+        paths = ReleasePaths(model_key=fact["name"], run_id=RunId.parse(fact["run_id"]))
+        meta = ModelMeta(
+            model_name=paths.model_key,
+            run_id=fact["run_id"],
+            embedding_dim=8,
+            files=dict.fromkeys((METRICS_NAME, paths.onnx_name), _RECORD),
+        )
+        put(paths.meta, meta.to_bytes())
+        for key in (paths.metrics, paths.onnx, *(paths.file(f"file-{number}") for number in range(files - 3))):
+            put(key, b"x")
         if fact["status"] == "active":
-            manifest = _manifest(keys)
-            simulator.put_object("models", f"{keys.model_key}/latest/history/00000001.json", manifest)
-            simulator.put_object("models", f"{keys.model_key}/latest/manifest.json", manifest)
+            manifest = _manifest(paths)
+            put(f"{paths.model_key}/latest/history/00000001.json", manifest)
+            put(f"{paths.model_key}/latest/manifest.json", manifest)
 
 
-def _manifest(keys: ReleaseKeys) -> bytes:
-    record = {"size_bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+def _manifest(paths: ReleasePaths) -> bytes:
     value = {
-        "model_name": keys.model_key,
+        "model_name": paths.model_key,
         "channel": "latest",
         "sequence": 1,
         "current": {
-            "run_id": str(keys.run_id),
+            "run_id": str(paths.run_id),
             "published_at": "2025-11-01T02:40:10Z",
-            "onnx_path": keys.onnx,
-            "meta_path": keys.meta,
-            "metrics_path": keys.metrics,
-            "files": {"metrics.json": record},
+            "onnx_path": paths.onnx,
+            "meta_path": paths.meta,
+            "metrics_path": paths.metrics,
+            "files": {METRICS_NAME: _RECORD.to_object()},
         },
         "previous": [],
     }

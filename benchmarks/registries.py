@@ -1,4 +1,4 @@
-"""What benchmarks of the registry need: databases of each kind, trained versions, MLflow servers and workers."""
+"""Databases, trained versions, MLflow servers and workers for benchmarks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 
 from benchmarks.target import Target
-from supabase_bridge.config import Settings
-from supabase_bridge.runtime import runtime
-from tests.databases import DatabaseServer, running_mariadb, running_postgresql
-from tests.registry_fixtures import Scene, registry_client
-from tests.requirements_on_machine import free_port
+from supabase_bridge.app.runtime import open_runtime
+from supabase_bridge.settings.model import Settings
+from tests.support.databases import DatabaseServer, running_mariadb, running_postgresql
+from tests.support.machine import free_port
+from tests.support.scene import Scene, registry_client
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 _LIMIT_SECONDS = 120
@@ -26,7 +26,7 @@ _LIMIT_SECONDS = 120
 
 @contextmanager
 def database_server(kind: str) -> Iterator[DatabaseServer | None]:
-    """A private server of this kind; None for SQLite, which has none."""
+    """Run a private server of this kind; yield None for SQLite, which has no server."""
     if kind == "sqlite":
         yield None
         return
@@ -35,24 +35,24 @@ def database_server(kind: str) -> Iterator[DatabaseServer | None]:
 
 
 def environment(place: Target, database_url: str | None = None) -> dict[str, str]:
-    """The variables that a server and a worker of a target need; None: SQLite in their home."""
-    variables = {"SUPABASE_URL": place.url, "SUPABASE_SERVICE_ROLE_KEY": place.key.reveal()}
+    """Return the variables that a server and a worker of a target need; None: SQLite in their home."""
+    variables = {"SUPABASE_URL": place.url, "SUPABASE_SECRET_KEY": place.key.get_secret_value()}
     return variables | ({} if database_url is None else {"SUPABASE_BRIDGE_DATABASE_URL": database_url})
 
 
 @contextmanager
 def scene(home: Path, environ: Mapping[str, str], **changes: Any) -> Iterator[Scene]:
-    """A registry to train versions in, with a worker."""
+    """Open a registry with a worker, in which a benchmark trains versions."""
     settings = Settings.load(home=home, environ=environ, **changes)
     home.mkdir(parents=True, exist_ok=True)
     client = registry_client(settings)
-    with runtime(settings) as made:
+    with open_runtime(settings) as made:
         yield Scene(settings=settings, runtime=made, client=client)
 
 
 @contextmanager
 def process(command: Sequence[str], home: Path, environ: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process for the length of a block; what it says goes to a file beside `home`."""
+    """Run a process for the length of a block; its output goes to a file beside `home`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "SUPABASE_"))}
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "HOME": str(home)}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -71,13 +71,13 @@ def process(command: Sequence[str], home: Path, environ: Mapping[str, str]) -> I
 
 
 def bridge_command(*arguments: str) -> list[str]:
-    """The bridge's own command."""
+    """Return the command line of `supabase-bridge`."""
     return [sys.executable, "-m", "supabase_bridge.cli", *arguments]
 
 
 @contextmanager
 def mlflow_server(home: Path, environ: Mapping[str, str], *, backend: str, registry: str) -> Iterator[httpx.Client]:
-    """`mlflow server` with one process that answers; a client of its REST API, on one kept connection."""
+    """Run `mlflow server` with one process; yield a client of its REST API on one connection."""
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     stores = ["--backend-store-uri", backend, "--registry-store-uri", registry]
@@ -98,6 +98,6 @@ def mlflow_server(home: Path, environ: Mapping[str, str], *, backend: str, regis
 
 def transition(client: httpx.Client, model: str, version: int, stage: str) -> None:
     """Move a version to a stage over REST."""
-    # Others there stay: MLflow's own store fails to archive them on PostgreSQL with psycopg 3.
+    # Other versions keep the stage: MLflow's own store fails to archive them on PostgreSQL with psycopg 3.
     body = {"name": model, "version": str(version), "stage": stage, "archive_existing_versions": False}
     client.post("model-versions/transition-stage", json=body).raise_for_status()

@@ -1,9 +1,9 @@
-"""What a consumer waits for: the requests of a resolve, and the import of the resolver.
+"""Measure the requests of a resolve, and the import of the resolver.
 
     python -m benchmarks.resolve [--rounds 15] [--limit 0.25]
 
-Exit code 1: a first resolve takes more than one request, one of an unchanged manifest more than one that is answered
-304, the fastest import takes longer than the limit (seconds), or it loads MLflow, SQLAlchemy or ONNX.
+Exit code 1: a first resolve needs more than one request, a resolve of an unchanged manifest more than one 304, the
+fastest import takes longer than the limit (seconds), or it loads MLflow, SQLAlchemy or ONNX.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supabase_bridge import Resolver
-from tests.consumers import BUCKET, MODEL, Bucket
-from tests.simulators.storage import StorageSimulator
+from tests.support.consumers import BUCKET, MODEL, Bucket
+from tests.support.simulators.storage import StorageSimulator
 
 _IMPORT = """
 import sys, time
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _requests(rounds: int) -> tuple[list[int], list[int], float, float]:
-    """The answers of a first resolve and of one that finds nothing changed, and the median time of each, in ms."""
+    """Return the statuses of a first resolve and of an unchanged one, and the median time of each in ms."""
     with StorageSimulator() as simulator, tempfile.TemporaryDirectory() as directory:
         bucket = Bucket.of_simulator(simulator)
         with Resolver(
@@ -67,9 +67,7 @@ def _requests(rounds: int) -> tuple[list[int], list[int], float, float]:
 
 
 def _import(rounds: int) -> tuple[float, list[str]]:
-    """The fastest import in a process of its own, in seconds: what else runs here only adds. And what heavy packages
-    any of them loaded.
-    """
+    """Return the time of the fastest import in its own process, in seconds, and the heavy packages that were loaded."""
     seconds, heavy = list[float](), set[str]()
     for _ in range(rounds):
         done = subprocess.run([sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The storage that a benchmark measures: what SUPABASE_URL names, or the simulator in a process of its own."""
+"""The storage that a benchmark measures: the project of SUPABASE_URL, or the simulator in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import httpx
+from pydantic import SecretStr
 
-from supabase_bridge.config import RESUMABLE_THRESHOLD_BYTES
-from supabase_bridge.object_store.supabase import SupabaseStore
-from supabase_bridge.secret import Secret
+from supabase_bridge.settings.model import RESUMABLE_THRESHOLD_BYTES
+from supabase_bridge.storage.supabase.store import SupabaseStore
 
 BUCKET = "benchmarks"
 _ROOT = Path(__file__).parents[1]
@@ -27,11 +27,11 @@ class Target:
     """A Supabase project, and whether it is the simulator."""
 
     url: str
-    key: Secret
+    key: SecretStr
     simulated: bool
 
     def store(self, *, threshold_bytes: int = RESUMABLE_THRESHOLD_BYTES, uploads: Path | None = None) -> SupabaseStore:
-        """Our way there; its bucket exists."""
+        """Return our store of the project; its bucket exists."""
         store = SupabaseStore(
             url=self.url,
             key=self.key,
@@ -44,8 +44,8 @@ class Target:
         return store
 
     def bare(self) -> httpx.Client:
-        """The way without us: one kept connection, paths below the bucket."""
-        key = self.key.reveal()
+        """Return a bare client with one connection, for paths below the bucket."""
+        key = self.key.get_secret_value()
         return httpx.Client(
             base_url=f"{self.url}/storage/v1/object/{BUCKET}/",
             headers={"authorization": f"Bearer {key}", "apikey": key},
@@ -58,17 +58,20 @@ class Target:
 
 @contextmanager
 def target() -> Iterator[Target]:
-    """The project of the environment (SUPABASE_URL, SUPABASE_SERVICE_ROLE_KEY), or a simulator that ends with it."""
+    """Yield the project of the environment (SUPABASE_URL, SUPABASE_SECRET_KEY), or a simulator for this block.
+
+    The simulator's moves, copies and uploads take what a real server's take.
+    """
     if url := os.environ.get("SUPABASE_URL"):
-        yield Target(url=url.rstrip("/"), key=Secret(os.environ["SUPABASE_SERVICE_ROLE_KEY"]), simulated=False)
+        yield Target(url=url.rstrip("/"), key=SecretStr(os.environ["SUPABASE_SECRET_KEY"]), simulated=False)
         return
-    with simulator("-m", "tests.simulators.storage") as simulated:
+    with simulator("-m", "tests.support.simulators.storage", "--real-costs") as simulated:
         yield simulated
 
 
 @contextmanager
 def simulator(*command: str) -> Iterator[Target]:
-    """The simulator that a Python command starts, says the place of in a line, and keeps until its input ends."""
+    """Yield the simulator that a Python command starts; its first line has the URL, and it ends with its input."""
     with subprocess.Popen(
         [sys.executable, *command], cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -76,14 +79,14 @@ def simulator(*command: str) -> Iterator[Target]:
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         try:
-            yield Target(url=told["url"], key=Secret(told["service_key"]), simulated=True)
+            yield Target(url=told["url"], key=SecretStr(told["service_key"]), simulated=True)
         finally:
             process.stdin.close()
             process.wait(timeout=30)
 
 
 def random_file(path: Path, size_bytes: int) -> Path:
-    """Write a file that nothing on the way can compress."""
+    """Write a file that cannot be compressed."""
     with path.open("wb") as file:
         for start in range(0, size_bytes, 1024 * 1024):
             file.write(os.urandom(min(1024 * 1024, size_bytes - start)))

@@ -1,8 +1,8 @@
-"""What capture adds to a stage transition over REST: a server with our registry store against one with MLflow's own.
+"""Measure what capture adds to a stage transition over REST: our registry store against MLflow's own.
 
     python -m benchmarks.transition_cost [--database sqlite] [--rounds 300] [--limit 1.15]
 
-The two servers take turns, so that what else the machine does strikes both alike. Exit code 1: the ratio of the medians
+The two servers take turns, so that other load on the machine affects both alike. Exit code 1: the ratio of the medians
 is above the limit.
 """
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _medians_ms(clients: Sequence[httpx.Client], *, rounds: int) -> list[float]:
-    """The median time of a transition, by server; the order within a round changes from round to round."""
+    """Return the median time of a transition, by server; the order within a round changes from round to round."""
     for client in clients:
         client.post("registered-models/create", json={"name": MODEL}).raise_for_status()
         version = {"name": MODEL, "source": "s3://bucket/model"}

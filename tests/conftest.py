@@ -1,20 +1,71 @@
-"""What holds for every test: no real home, no Supabase settings from outside, and in CI nothing skipped."""
+"""Rules for every test: no real home, no settings from outside, no skipped test in CI; and the markers."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+import sqlalchemy as sa
+from hypothesis import HealthCheck, is_hypothesis_test, settings
+from sqlalchemy.engine import Engine
 
-settings.register_profile("long", max_examples=20_000)
+FEW = "few"
+"""Hypothesis' profile of a run without the option `--hypothesis-profile`."""
+# A busy machine draws examples slowly; that says nothing about the code under test.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(FEW, _PATIENT, max_examples=10, derandomize=True, database=None)
+settings.register_profile("exhaustive", _PATIENT, max_examples=100)
+settings.register_profile("long", _PATIENT, max_examples=20_000)
+settings.load_profile(FEW)
+
+# NumPy reads it when it is imported. On a busy machine its threads cost twenty times the work on small matrices.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+_MLFLOW_FIXTURES = {"empty_database", "make_retained", "make_worker_scene", "registry"}
+_PLUGIN = Path(__file__).parent / "plugin"
+
+pytest_plugins = [
+    # One that imports another one comes after it.
+    "tests.support.databases",
+    "tests.support.announcing",
+    "tests.support.embedding_sets",
+    "tests.support.scene",
+    "tests.support.stores",
+    "tests.support.gated",
+    "tests.support.released",
+    "tests.support.retained",
+    "tests.support.registries",
+    "tests.support.remote_registry",
+    "tests.support.two_tower",
+    "tests.support.worker_scenes",
+    "tests.support.usage",
+]
 
 _SKIPPED: list[str] = []
 _FIGURES: list[str] = []
+
+
+@sa.event.listens_for(Engine, "connect")
+def _without_flushing(connection: object, _: object) -> None:
+    """Do not flush SQLite files of tests to the disk: no test cuts the power, and each flush takes milliseconds."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what uses MLflow, and, where a run asks for more examples, what has examples."""
+    many_examples = config.getoption("--hypothesis-profile") not in (None, FEW)
+    for item in items:
+        if _PLUGIN in item.path.parents or _MLFLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.mlflow)
+        if many_examples and is_hypothesis_test(getattr(item, "obj", None)):
+            item.add_marker(pytest.mark.exhaustive)
 
 
 @pytest.fixture(autouse=True)

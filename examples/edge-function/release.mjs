@@ -1,8 +1,8 @@
 // Resolve, verify and fetch a model's release from Supabase Storage. Web Crypto and fetch only: runs in a Supabase Edge
-// Function (Deno) and in Node 18 or later. What it checks is what the Python consumer checks; docs/format.md of
+// Function (Deno) and in Node 18 or later. It checks the same as the Python client; docs/format.md of
 // mlflow-supabase-bridge describes the documents. Apache-2.0.
 
-// Node 18 has no global one.
+// Node 18 has no global `crypto`.
 const crypto = globalThis.crypto ?? (await import("node:crypto")).webcrypto;
 const DOCUMENT_LIMIT_BYTES = 1_000_000;
 const NESTING_LIMIT = 64;
@@ -22,15 +22,16 @@ const isText = (value) => typeof value === "string";
 const isPlain = (key) =>
   isText(key) && KEY.test(key) && key.split("/").every((part) => !["", ".", ".."].includes(part) && part.length <= 255);
 
-// What a manifest is made of: each field, and what it may be.
+// The fields of a manifest, each with its allowed values.
 const isWhole = Number.isSafeInteger;
 const isTime = (value) => isText(value) && !Number.isNaN(instant(value));
 const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 const optional = (is) => (value) => value === undefined || value === null || is(value);
 const object = (fields) => (value) => isObject(value) && Object.entries(fields).every(([name, is]) => is(value[name]));
+const isDigest = (value) => isText(value) && SHA256.test(value);
 const isRecord = object({
   size_bytes: (value) => isWhole(value) && value >= 0,
-  sha256: (value) => isText(value) && SHA256.test(value),
+  sha256: isDigest,
 });
 const POINTER = {
   run_id: isText,
@@ -39,6 +40,8 @@ const POINTER = {
   meta_path: optional(isText),
   metrics_path: optional(isText),
   model_version: optional(isWhole),
+  user_onnx_path: optional(isText),
+  item_onnx_path: optional(isText),
 };
 const CURRENT = {
   ...POINTER,
@@ -50,6 +53,8 @@ const CURRENT = {
 const CAUSE = {
   registry_id: optional(isText),
   event_id: optional(isWhole),
+  by: optional(isText),
+  during_freeze: optional(isText),
   by_hand: optional((value) => typeof value === "boolean"),
 };
 const MANIFEST = {
@@ -59,13 +64,15 @@ const MANIFEST = {
   release_notes: optional(isText),
   channel: isText,
   sequence: (value) => isWhole(value) && value >= 1 && value <= 99_999_999,
+  previous_entry_sha256: optional(isDigest),
   cause: optional(object(CAUSE)),
   confirmed_at: optional(isTime),
+  confirmed_by: optional(isText),
   signature: optional(isText),
 };
 
-/** Why a release is not had. `code` is one of: absent, denied, unavailable, late, too-large, redirected, malformed, unsigned,
- * signature, unknown-key, wrong, path, replayed, forked, expired, future, corrupt, settings. */
+/** The reason why there is no release. `code` is one of: absent, denied, unavailable, late, too-large, redirected,
+ * malformed, unsigned, signature, unknown-key, wrong, path, replayed, forked, expired, future, corrupt, settings. */
 export class ReleaseError extends Error {
   constructor(code, message, options) {
     super(message, options);
@@ -75,27 +82,27 @@ export class ReleaseError extends Error {
 }
 
 /**
- * The release that a channel names now.
+ * Return the release that a channel names now.
  *
  * @param {object} options
  * @param {string} options.model the model's folder in the bucket
  * @param {string} [options.channel] "latest" by default
- * @param {string} [options.url] the project's URL; with `signedUrl` it only tells this project's releases from another one's
- * @param {(key: string) => string | Promise<string>} [options.signedUrl] signs a URL for an object's key; what it throws
- *   comes out
- * @param {string} [options.key] an anon or service key; without one the bucket must be public
+ * @param {string} [options.url] the project's URL; with `signedUrl` it only separates projects
+ * @param {(key: string) => string | Promise<string>} [options.signedUrl] signs a URL for an object's key; its
+ *   errors are passed on
+ * @param {string} [options.key] a publishable or secret key; without one the bucket must be public
  * @param {string} [options.bucket] "models" by default
- * @param {string[]} [options.trustedKeys] public keys in PEM; where there are any, an unsigned manifest is refused
- * @param {boolean} [options.requireSignature] to say otherwise
- * @param {number} [options.maxAgeSeconds] how long ago the manifest may have been published, or confirmed
- * @param {object} [options.previous] what an earlier call returned: an unchanged manifest is not sent again, an older one is
- *   refused; it counts for the same project, bucket, model and channel
- * @param {number} [options.minSequence] the highest sequence that was seen, where only that was kept
- * @param {number} [options.timeoutMs] how long it may take in all, 10 s by default
+ * @param {string[]} [options.trustedKeys] public keys in PEM; if there are any, an unsigned manifest is refused
+ * @param {boolean} [options.requireSignature] overrides this default
+ * @param {number} [options.maxAgeSeconds] maximum time since the manifest was published or reissued
+ * @param {object} [options.previous] the result of an earlier call for the same project, bucket, model and channel: an
+ *   unchanged manifest is not sent again, an older one is refused
+ * @param {number} [options.minSequence] the highest sequence that was seen, if you stored only that
+ * @param {number} [options.timeoutMs] total timeout, 10 s by default
  * @param {typeof fetch} [options.fetch]
  * @param {() => number} [options.now] the time in milliseconds since 1970
  * @returns {Promise<object>} frozen: model, channel, runId, sequence, publishedAt, signed, keyId, files, onnxPath, metaPath,
- *   metricsPath, manifest
+ *   metricsPath, userOnnxPath and itemOnnxPath (undefined without such files), manifest
  */
 export async function resolve(options) {
   const { model, channel = "latest", previous, minSequence = 0, maxAgeSeconds = Infinity, now = () => Date.now() } = options;
@@ -135,20 +142,22 @@ export async function resolve(options) {
     onnxPath: current.onnx_path,
     metaPath: current.meta_path,
     metricsPath: current.metrics_path,
+    userOnnxPath: current.user_onnx_path ?? undefined,
+    itemOnnxPath: current.item_onnx_path ?? undefined,
   });
 }
 
 /**
- * One file of a release, compared with the size and SHA-256 that its manifest records.
+ * Return one file of a release, compared with the size and SHA-256 that its manifest records.
  *
- * @param {object} release what `resolve` returned
+ * @param {object} release the result of `resolve`
  * @param {string} name the file's name; by default the ONNX file
- * @param {{timeoutMs?: number}} [options] how long it may take, 60 s by default
+ * @param {{timeoutMs?: number}} [options] total timeout, 60 s by default
  * @returns {Promise<Uint8Array>}
  */
 export async function fetchFile(release, name = release.onnxPath.split("/").at(-1), { timeoutMs = 60_000 } = {}) {
   settle(isDuration(timeoutMs), "timeoutMs: expected milliseconds");
-  // `resolve` saw to all this; here it holds for what somebody made of its release since.
+  // `resolve` checked all this; the caller may have changed the release since.
   if (!isPlain(name)) throw new ReleaseError("path", "the file's name leads elsewhere");
   if (!Object.hasOwn(release.files, name)) throw new ReleaseError("absent", `the manifest has no record of ${brief(name)}`);
   const record = release.files[name];
@@ -161,7 +170,8 @@ export async function fetchFile(release, name = release.onnxPath.split("/").at(-
   return bytes;
 }
 
-/** RFC 8785: the one text of a JSON value. JSON.stringify writes numbers and texts as it asks; keys go by UTF-16 units. */
+/** Return the canonical text of a JSON value (RFC 8785). JSON.stringify writes numbers and texts as required; keys are
+ * sorted by UTF-16 units. */
 export function canonical(value) {
   if (Array.isArray(value)) return `[${value.map(canonical).join(",")}]`;
   if (value === null || typeof value !== "object") return JSON.stringify(value);
@@ -184,7 +194,7 @@ function isHttp(url) {
   }
 }
 
-/** Where is read from; `place` is equal for equal buckets. */
+/** Return the bucket to read from; `place` is equal for equal buckets. */
 function reading({ url, bucket = "models", key, signedUrl, timeoutMs = 10_000, fetch: fetching = globalThis.fetch }) {
   settle(Boolean(url || signedUrl) && !(key && signedUrl), "give url, with or without key, or signedUrl");
   settle(!url || (isHttp(url) && !/[@?#]/.test(url)), "url: expected https://<project>.supabase.co");
@@ -195,7 +205,7 @@ function reading({ url, bucket = "models", key, signedUrl, timeoutMs = 10_000, f
   return { url: url?.replace(/\/+$/, ""), bucket, key, signedUrl, timeoutMs, fetching, place };
 }
 
-/** An object's bytes, at most `limit` of them, within the time, whatever the other side does; no bytes where it is unchanged. */
+/** Return an object's bytes, at most `limit`, within the timeout; no bytes if it is unchanged. */
 async function read(source, key, options) {
   if (!isPlain(key)) throw new ReleaseError("path", "a key leads elsewhere");
   const stop = new AbortController();
@@ -208,7 +218,7 @@ async function read(source, key, options) {
     return await Promise.race([request(source, key, options, stop.signal), late]);
   } finally {
     clearTimeout(timer);
-    stop.abort(); // What is unread of an answer is not waited for.
+    stop.abort(); // Do not wait for the unread rest of a response.
   }
 }
 
@@ -218,7 +228,7 @@ async function request(source, key, { limit, headers = {}, fresh = false, condit
   try {
     const response = await source.fetching(address, {
       headers: { "accept-encoding": "identity", ...sent, ...headers },
-      redirect: "manual", // A key goes to the project and nowhere else.
+      redirect: "manual", // The key is sent to the project only.
       signal,
     });
     if (conditional && response.status === 304) return {};
@@ -236,7 +246,7 @@ async function request(source, key, { limit, headers = {}, fresh = false, condit
 function ownAddress(source, key, fresh) {
   const route = source.key ? "object" : "object/public";
   const path = [source.bucket, ...key.split("/")].map(encodeURIComponent).join("/");
-  // No cache on the way knows a new nonce: a hosted CDN may be a minute behind.
+  // A new nonce bypasses every cache; a hosted CDN may be a minute behind.
   return `${source.url}/storage/v1/${route}/${path}` + (fresh ? `?cacheNonce=${crypto.randomUUID()}` : "");
 }
 
@@ -265,13 +275,13 @@ async function body(response, key, limit, corrupt) {
   return bytes;
 }
 
-/** What a refusal means; Supabase's real status is in the body of a 400. */
+/** Translate a refusal to an error; Supabase's real status is in the body of a 400. */
 async function refusal(response, key) {
   let said = {};
   try {
     said = JSON.parse(new TextDecoder().decode(await body(response, key, 65_536, false)));
   } catch {
-    // A gateway's own page.
+    // A page of a gateway.
   }
   const status = response.status < 500 ? Number(said?.statusCode ?? response.status) : response.status;
   if (status === 404 && (said?.code === "NoSuchKey" || said?.message === "Object not found")) {
@@ -281,7 +291,7 @@ async function refusal(response, key) {
   return new ReleaseError("denied", `${key}: HTTP ${status}; check the key and the bucket's policy`);
 }
 
-/** A JSON object that every reader reads as the same one. */
+/** Parse a JSON object that every parser reads in the same way. */
 function jsonObject(bytes) {
   const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
   const value = JSON.parse(text);
@@ -290,8 +300,8 @@ function jsonObject(bytes) {
   return value;
 }
 
-// JSON.parse keeps the last of two equal names, where another reader may keep the first; it rounds large whole numbers, and
-// takes 1e999 and half a surrogate pair, which nobody can write back.
+// JSON.parse keeps the last of two equal names, while another parser may keep the first. It rounds large whole numbers, and
+// accepts 1e999 and half a surrogate pair, which cannot be written back.
 function refuseAmbiguous(text) {
   const open = [];
   let before = "";
@@ -320,11 +330,11 @@ function refuseInexact(token) {
   if (!isHeld(Number(token))) throw new Error("a number that JavaScript cannot hold");
 }
 
-/** Milliseconds since 1970 of an RFC 3339 time; NaN where it is none. */
+/** Return the milliseconds since 1970 of an RFC 3339 time; NaN if it is none. */
 function instant(text) {
   const [, day, time, fraction = "", sign, hours, minutes] = TIME.exec(text) ?? [];
   const local = Date.parse(`${day}T${time}Z`);
-  // Date.parse takes 30 February for 2 March.
+  // Date.parse reads 30 February as 2 March.
   if (Number.isNaN(local) || new Date(local).toISOString() !== `${day}T${time}.000Z`) return NaN;
   const ahead = sign === undefined ? 0 : Number(`${sign}1`) * (Number(hours) * 60 + Number(minutes)) * 60_000;
   const at = local + Number(`0${fraction}`) * 1000 - ahead;
@@ -344,7 +354,7 @@ function parse(bytes) {
   }
 }
 
-/** Refuse what is no manifest, or not exactly where the layout has it. */
+/** Refuse a value that is no manifest, or whose paths differ from the layout. */
 function check(manifest, { model, channel, signed }) {
   const wrong = Object.keys(MANIFEST).find((field) => !MANIFEST[field](manifest[field]));
   if (wrong !== undefined) throw new ReleaseError("malformed", `${wrong} is not as the format has it`);
@@ -355,7 +365,8 @@ function check(manifest, { model, channel, signed }) {
   for (const pointer of [current, ...previous]) checkPaths(pointer, model);
   const { files = {} } = current;
   if (!Object.keys(files).every(isPlain)) throw new ReleaseError("path", "a file's name leads elsewhere");
-  const needed = [`${model}_${current.run_id}.onnx`, "model_meta.json", "metrics.json"];
+  const towers = [current.user_onnx_path, current.item_onnx_path].filter(isText).map((path) => path.split("/").at(-1));
+  const needed = [`${model}_${current.run_id}.onnx`, "model_meta.json", "metrics.json", ...towers];
   if (signed && !needed.every((name) => Object.hasOwn(files, name))) {
     throw new ReleaseError("malformed", "it is signed, but has no record of every file");
   }
@@ -368,6 +379,8 @@ function checkPaths(pointer, model) {
     onnx_path: `${prefix}${model}_${pointer.run_id}.onnx`,
     meta_path: `${prefix}model_meta.json`,
     metrics_path: `${prefix}metrics.json`,
+    user_onnx_path: `${prefix}${model}_${pointer.run_id}.user.onnx`,
+    item_onnx_path: `${prefix}${model}_${pointer.run_id}.item.onnx`,
   };
   for (const [field, path] of Object.entries(expected)) {
     if ((pointer[field] ?? path) !== path) throw new ReleaseError("path", `${field} leads elsewhere`);
@@ -385,14 +398,14 @@ function checkOrder({ sequence }, digest, known, minSequence) {
 function checkAge({ confirmed_at, current }, maxAgeSeconds, now) {
   const time = confirmed_at ?? current.published_at;
   const age = now - instant(time);
-  // Said so that no age at all, from a clock that is none, is refused too.
+  // This form also refuses NaN, from a clock that is broken.
   if (!(age >= -CLOCK_SKEW_MS)) {
     throw new ReleaseError("future", `it was published at ${time}, and this machine's clock says ${new Date(now).toUTCString()}`);
   }
   if (!(age <= maxAgeSeconds * 1000)) throw new ReleaseError("expired", `it was published at ${time}, longer ago than maxAgeSeconds`);
 }
 
-/** The id of the trusted key that signed: a detached JWS (RFC 7515, appendix F), ES256. */
+/** Return the id of the trusted key that made a detached JWS (RFC 7515, appendix F), ES256. */
 async function signer(signature, text, keys, required) {
   if (signature === undefined || signature === null) {
     if (required) throw new ReleaseError("unsigned", "the manifest is not signed");
@@ -407,7 +420,7 @@ async function signer(signature, text, keys, required) {
   } catch (error) {
     throw new ReleaseError("signature", "it is no detached JWS", { cause: error });
   }
-  // Nothing but these two: nothing in a signature can bring its own key or rules.
+  // Only these two members, so a signature cannot bring its own key or rules.
   if (header.alg !== "ES256" || !isText(header.kid) || Object.keys(header).length !== 2) {
     throw new ReleaseError("signature", "its header has another form");
   }
@@ -419,7 +432,7 @@ async function signer(signature, text, keys, required) {
   return header.kid;
 }
 
-/** Keys by their RFC 7638 thumbprint. */
+/** Return the keys by their RFC 7638 thumbprint. */
 async function trusted(pems) {
   settle(Array.isArray(pems), "trustedKeys: expected a list of keys");
   const keys = new Map();

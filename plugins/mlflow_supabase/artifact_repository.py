@@ -1,8 +1,4 @@
-"""MLflow's artifacts at `supabase://bucket/path`, in the project or the embedded directory that the settings name.
-
-A URI is taken literally, as MLflow takes `s3://`: nothing is percent-decoded. It names a bucket that the settings
-allow, never a host.
-"""
+"""MLflow artifact repository for `supabase://` URIs."""
 
 from __future__ import annotations
 
@@ -23,56 +19,68 @@ from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.utils.file_utils import ArtifactProgressBar
 
 from mlflow_supabase.artifact_errors import as_mlflow_exceptions, denied, invalid
-from mlflow_supabase.local_artifacts import body_of, check_file, files_below
-from mlflow_supabase.mlflow_features import StreamUploadMixin
-from mlflow_supabase.progress import upload_progress
-from mlflow_supabase.received import IN_MEMORY_BYTES, Received
-from supabase_bridge import errors
-from supabase_bridge.config import Settings
-from supabase_bridge.digest_cache import DigestCache
-from supabase_bridge.documents import FileRecord
-from supabase_bridge.key_files import trust_policy
-from supabase_bridge.layout import TEMPORARY_PREFIX, ChannelKeys, ReleaseKeys, check_object_key
-from supabase_bridge.object_store import BINARY_TYPE, NO_CACHE, Body, ObjectStore, PutOptions
-from supabase_bridge.object_store.digest import digests_of
-from supabase_bridge.object_store.fetching import fetch
-from supabase_bridge.object_store.local_files import PIECE_BYTES
-from supabase_bridge.object_store.opening import open_store
-from supabase_bridge.release_files import ReleaseFiles, files_of, parse_path
+from mlflow_supabase.artifact_files import (
+    IN_MEMORY_BYTES,
+    SpooledFile,
+    body_of,
+    check_file,
+    files_below,
+    upload_progress,
+)
+from mlflow_supabase.compat import StreamUploadMixin
+from supabase_bridge.client.cache import Cache
+from supabase_bridge.client.download import Files
+from supabase_bridge.client.readers import open_reader
+from supabase_bridge.client.release import Release
+from supabase_bridge.client.resolution import Reference, ReleaseResolution, reference_in_path
+from supabase_bridge.client.seen import SeenManifests
+from supabase_bridge.core.documents import FileRecord
+from supabase_bridge.core.errors import InvalidObjectKeyError, SettingsError
+from supabase_bridge.core.layout import TEMPORARY_PREFIX, check_object_key, escape_path, unescape_path
+from supabase_bridge.settings.model import Settings
+from supabase_bridge.storage.base import BINARY_TYPE, NO_CACHE, Body, ObjectStore, Progress, PutOptions
+from supabase_bridge.storage.download import fetch
+from supabase_bridge.storage.errors import ObjectNotFoundError
+from supabase_bridge.storage.factory import open_store
+from supabase_bridge.storage.hashing import hash_body
+from supabase_bridge.storage.http import MINIMUM_RATE
+from supabase_bridge.storage.local_files import PIECE_BYTES
+from supabase_bridge.trust.load import trust_policy
 
 SCHEME = "supabase"
+
 _RULE = (
-    "A path is made of ASCII letters, digits, spaces and _!.*'()&$@=;:+,?- in parts of at most 255 bytes, "
-    "none of which is empty, '.' or '..'"
+    "A path has parts of at most 255 bytes, none of which is empty, '.' or '..'. Characters other than ASCII letters, "
+    "digits, spaces and _!.*'()&$@=;:+,?- are escaped, and take about 3 bytes each"
 )
 
 
 class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
     """The artifacts below one `supabase://bucket/path`.
 
-    Artifacts may be logged again: the last one wins, whole, and no cache keeps the one before. Every method raises
-    MlflowException with a code for the cause: a path or file name that cannot be a key, a bucket that the settings do
-    not allow, a store that is unreachable, nothing there. Constructing one does nothing but assign.
+    An artifact can be logged again: the last one wins as a whole, and no cache keeps the previous one. Every method
+    raises MlflowException with a code for the cause: a path or file name that cannot be a key, a bucket that the
+    settings do not allow, an unreachable store, a missing object. The constructor only assigns.
 
-    In a bucket of releases `<model>@<channel>/...` and `<model>/<run_id>/...` lead into a release: its files are those
-    that it records, each compared with its record, and kept in the cache by digest. Where keys are trusted, the record
-    must be signed. A channel is looked up once: the
-    repository stays with the release it found, so that no download mixes two.
+    In a bucket of releases, `<model>@<channel>/...` and `<model>/<run_id>/...` lead into a release. Its files are those
+    that it records. Each one is compared with its record and cached by digest. If the settings trust keys, the record
+    must be signed. A channel is resolved once per repository, so that no download mixes two releases.
     """
 
     def __init__(self, artifact_uri: str, tracking_uri: str | None = None, registry_uri: str | None = None) -> None:
-        # MLflow 2.22's base takes the URI alone.
+        # The base class of MLflow 2.22 has only the URI as argument.
         super().__init__(artifact_uri)
         self.tracking_uri = tracking_uri
         self.registry_uri = registry_uri
         self._loaded: Settings | None = None
         self._opened: ObjectStore | None = None
         self._writable = False
-        self._releases: dict[ReleaseKeys | ChannelKeys, ReleaseFiles] = {}
+        self._reading: tuple[ReleaseResolution, Files] | None = None
+        self._releases: dict[Reference, Release] = {}
         self._opening = threading.RLock()
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        """Store a file under its name in the directory `artifact_path`, over whatever is there."""
+        """Store a file under its name in the directory `artifact_path`, replacing what is there."""
         path = Path(local_file)
         check_file(path)
         self._upload(path, self._key_of_file(path, _join(artifact_path, path.name)))
@@ -80,9 +88,9 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
         """Store every file below a directory in the directory `artifact_path`, several at a time.
 
-        All files and names are checked before anything is sent: a file that is none, or a folder that cannot be listed,
-        is refused; a link to a folder is not followed, and a warning says so. Not atomic: if an upload fails, what was
-        sent before it stays.
+        All files and names are checked before the first upload. A special file, or a folder that cannot be listed, is
+        refused. A link to a folder is not followed, with a warning. Not atomic: after a failure, the files that were
+        uploaded before stay.
         """
         root = Path(local_dir)
         uploads = [
@@ -103,30 +111,28 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
     def log_artifact_from_stream(
         self, stream: BinaryIO, artifact_file_name: str, artifact_path: str | None = None
     ) -> None:
-        """Store what a stream gives, under the last part of the name; nothing where the stream breaks."""
-        name = os.path.basename(artifact_file_name)  # noqa: PTH119 - a key's part, not a path of this machine
-        key = self._key(_join(artifact_path, name))
-        with as_mlflow_exceptions(), Received() as received:
+        """Store the content of a stream under the last part of the name; store nothing if the stream fails."""
+        key = self.key_of_stream(artifact_file_name, artifact_path)
+        with as_mlflow_exceptions(), SpooledFile() as spooled:
             while piece := stream.read(PIECE_BYTES):
-                received.add(piece)
-            self._put(key, name, received.body())
+                spooled.add(piece)
+            self._put(key, spooled.body())
 
     async def log_artifact_from_async_stream(
         self, chunks: AsyncIterable[bytes], artifact_file_name: str, artifact_path: str | None = None
     ) -> None:
-        """Store what a stream gives, under the last part of the name; nothing where the stream breaks."""
-        name = os.path.basename(artifact_file_name)  # noqa: PTH119 - a key's part, not a path of this machine
-        key = self._key(_join(artifact_path, name))
-        with as_mlflow_exceptions(), Received() as received:
+        """Store the content of a stream under the last part of the name; store nothing if the stream fails."""
+        key = self.key_of_stream(artifact_file_name, artifact_path)
+        with as_mlflow_exceptions(), SpooledFile() as spooled:
             async for chunk in chunks:
-                if received.in_memory:
-                    received.add(chunk)
+                if spooled.in_memory:
+                    spooled.add(chunk)
                 else:
-                    await asyncio.to_thread(received.add, chunk)
-            await asyncio.to_thread(self._put, key, name, received.body())
+                    await asyncio.to_thread(spooled.add, chunk)
+            await asyncio.to_thread(self._put, key, spooled.body())
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        """What lies directly in a directory, in the order of the names; nothing for a file, or where nothing is."""
+        """List one directory in the order of the names; empty for a file, and for a missing directory."""
         path = (path or "").rstrip("/")
         found: dict[tuple[str, bool], FileInfo] = {}
         for below, size_bytes in self._below(path):
@@ -136,35 +142,35 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
         return [found[entry] for entry in sorted(found)]
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        """Delete a file, or everything below a directory, if there is one; a whole bucket is refused."""
-        key = self._key((artifact_path or "").rstrip("/"))
+        """Delete a file, or everything below a directory; a whole bucket is refused."""
+        key = self.key((artifact_path or "").rstrip("/"))
         if not key:
             raise invalid(f"{self.artifact_uri} is a whole bucket, which is not deleted: name a directory in it")
         with as_mlflow_exceptions():
-            store = self._store_to_change()
+            store = self.store_to_change()
             store.delete([key, *(info.key for info in store.list(f"{key}/"))])
 
     def _download_file(self, remote_file_path: str, local_path: str) -> None:
-        """Write one file to a local path: whole and as it is recorded, or not at all."""
+        """Write one file to a local path: whole and as recorded, or not at all."""
         target = Path(local_path)
-        recorded = self._recorded(remote_file_path)
         with as_mlflow_exceptions():
-            if recorded is not None:
-                self._cache().fetch(self._store(), recorded[0], recorded[1], target)
+            key = self.key(remote_file_path)
+            if (found := self._release(key)) is None:
+                fetch(self.store(), key, target)
                 return
-            fetch(self._store(), self._key(remote_file_path), target)
+            release, inside = found
+            self._reader()[1].copy(release, inside, target)
 
     def _upload(self, file: Path, key: str) -> None:
         with as_mlflow_exceptions(), upload_progress(file) as progress:
-            body = body_of(file)
-            self._store_to_change().overwrite(key, body, _options(file.name, body), progress)
+            self._put(key, body_of(file), progress)
 
-    def _put(self, key: str, name: str, body: Body) -> None:
-        self._store_to_change().overwrite(key, body, _options(name, body))
+    def _put(self, key: str, body: Body, progress: Progress | None = None) -> None:
+        self.store_to_change().overwrite(key, body, _options(key.rpartition("/")[2], body), progress)
 
     def _below(self, path: str) -> Iterator[tuple[str, int]]:
-        """Every file below a directory, by its path from there, with its size."""
-        key = self._key(path)
+        """Yield the relative path and the size of every file below a directory."""
+        key = self.key(path)
         prefix = f"{key}/" if key else ""
         with as_mlflow_exceptions():
             if (found := self._release(key)) is not None:
@@ -174,60 +180,89 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
                     if name.startswith(above):
                         yield name.removeprefix(above), record.size_bytes
                 return
-            for info in self._store().list(prefix):
+            for info in self.store().list(prefix):
                 if not info.key.startswith(TEMPORARY_PREFIX):
-                    yield info.key.removeprefix(prefix), info.size_bytes
+                    below = info.key.removeprefix(prefix)
+                    yield (below if self._holds_releases() else unescape_path(below)), info.size_bytes
 
-    def _release(self, key: str) -> tuple[ReleaseFiles, str] | None:
-        """The release that a key leads into, and the path in it; None for any other key."""
+    def _holds_releases(self) -> bool:
         bucket, _ = self._location()
-        found = parse_path(key) if bucket in self._settings().release_buckets else None
+        with as_mlflow_exceptions():
+            return bucket in self._settings().release_buckets
+
+    def _release(self, key: str) -> tuple[Release, str] | None:
+        """Return the release of a key, and the path in it; None for a key outside of releases."""
+        found = reference_in_path(key) if self._holds_releases() else None
         if found is None:
             return None
+        reference, inside = found
         with self._opening:
-            if found.release not in self._releases:
-                policy, now = trust_policy(self._settings()), datetime.now(timezone.utc)
-                self._releases[found.release] = files_of(self._store(), found.release, policy=policy, now=now)
-            return self._releases[found.release], found.inside
+            if reference not in self._releases:
+                self._releases[reference] = self._reader()[0].resolve(reference)
+            return self._releases[reference], inside
 
-    def _recorded(self, path: str) -> tuple[str, FileRecord] | None:
-        """The object key and the record of a release's file; None for a path that leads into no release."""
+    def recorded(self, path: str) -> tuple[str, FileRecord] | None:
+        """Return the object key and the record of a release's file; None for a path outside of releases."""
         with as_mlflow_exceptions():
-            if (found := self._release(self._key(path))) is None:
+            if (found := self._release(self.key(path))) is None:
                 return None
             release, inside = found
             if inside not in release.files:
-                raise errors.ObjectNotFoundError(self._store().name, release.keys.file(inside))
-            return release.keys.file(inside), release.files[inside]
+                raise ObjectNotFoundError(self.artifact_uri, release.paths.file(inside))
+            return release.paths.file(inside), release.files[inside]
 
-    def _cache(self) -> DigestCache:
-        settings = self._settings()
-        return DigestCache(settings.cache_dir, limit_bytes=settings.cache_limit_bytes)
+    def _reader(self) -> tuple[ReleaseResolution, Files]:
+        """The client library's view of a bucket of releases; it needs reading rights only."""
+        with self._opening:
+            if self._reading is None:
+                bucket, _ = self._location()
+                settings = self._settings()
+                reader = open_reader(
+                    url=settings.supabase_url,
+                    key=(settings.service_key or settings.anon_key) if settings.supabase_url else None,
+                    bucket=bucket,
+                    signed_urls=None,
+                    directory=settings.home / "supabase" / bucket if settings.embedded else None,
+                )
+                weakref.finalize(self, reader.close)
+                cache = None
+                if settings.cache_dir is not None:
+                    cache = Cache(settings.cache_dir, limit_bytes=settings.cache_limit_bytes)
+                resolution = ReleaseResolution(
+                    reader,
+                    policy=trust_policy(settings),
+                    seen=SeenManifests(None, place=reader.name),
+                    timeout=settings.request_timeout,
+                    clock=lambda: datetime.now(timezone.utc),
+                )
+                files = Files(reader, cache=cache, timeout=settings.request_timeout, minimum_rate=MINIMUM_RATE)
+                self._reading = resolution, files
+            return self._reading
 
     def _settings(self) -> Settings:
-        """The settings, read when they are first needed."""
+        """Return the settings, which are read on first use."""
         with self._opening:
             if self._loaded is None:
-                self._loaded = Settings.load()
+                self._loaded = Settings.load(reading=True)
             return self._loaded
 
-    def _store(self) -> ObjectStore:
-        """The bucket's store, opened when it is first needed: MLflow constructs repositories that it never uses."""
+    def store(self) -> ObjectStore:
+        """Return the bucket's store, opened on first use: MLflow constructs repositories that it never uses."""
         with self._opening:
             if self._opened is None:
                 bucket, _ = self._location()
                 settings = self._settings()
                 try:
-                    self._opened = open_store(settings, bucket)
-                except errors.SettingsError as error:
+                    self._opened = open_store(settings, bucket, reading=True)
+                except SettingsError as error:
                     raise denied(str(error)) from error
                 weakref.finalize(self, self._opened.close)
             return self._opened
 
-    def _store_to_change(self) -> ObjectStore:
-        """The bucket's store, for writing: created if it is missing, refused if releases are in it.
+    def store_to_change(self) -> ObjectStore:
+        """Return the bucket's store for writing; create a missing bucket, and refuse a bucket of releases.
 
-        Whoever can write to MLflow chooses where an experiment's artifacts go; releases and pointers are the worker's.
+        Every client of MLflow chooses where an experiment's artifacts go, but only the worker writes releases.
         """
         bucket, _ = self._location()
         if bucket in self._settings().release_buckets:
@@ -235,7 +270,10 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
                 f"bucket {bucket!r} holds releases, which only the worker writes: log artifacts to another bucket, "
                 "and name it in artifact_buckets in the settings"
             )
-        store = self._store()
+        settings = self._settings()
+        if not settings.embedded and settings.service_key is None:
+            raise denied("SUPABASE_SECRET_KEY: missing; a reader's key cannot write artifacts")
+        store = self.store()
         with self._opening:
             if not self._writable:
                 store.ensure_bucket()
@@ -243,32 +281,36 @@ class SupabaseArtifactRepository(ArtifactRepository, StreamUploadMixin):
         return store
 
     def _location(self) -> tuple[str, str]:
-        """The bucket and the path in it, without slashes around it."""
+        """Return the bucket and the path in it, without leading and trailing slashes."""
         scheme, separator, rest = self.artifact_uri.partition("://")
         bucket, _, path = rest.partition("/")
         if scheme.lower() != SCHEME or not separator or not bucket or "?" in rest or "#" in rest:
-            raise invalid(f"{self.artifact_uri!r} is no place for artifacts: expected {SCHEME}://<bucket>/<path>")
+            raise invalid(f"{self.artifact_uri!r} is not an artifact URI: expected {SCHEME}://<bucket>/<path>")
         return bucket, path.strip("/")
 
-    def _key(self, path: str) -> str:
-        """The object key of a path relative to the repository; '' for the root of a bucket."""
+    def key(self, path: str) -> str:
+        """Return the object key of a path relative to the repository; '' for the root of a bucket."""
         _, root = self._location()
         key = _join(root, path)
         if not key:
             return key
-        # This refuses what MLflow's verify_artifact_path refuses, and more: absolute paths, '..', empty parts.
+        # Refuses all that MLflow's verify_artifact_path refuses, and absolute paths, '..' and empty parts.
         try:
-            check_object_key(key)
-        except errors.InvalidObjectKeyError as error:
+            key = check_object_key(key if self._holds_releases() else escape_path(key))
+        except InvalidObjectKeyError as error:
             raise invalid(f"{error}. {_RULE}") from error
         if key.startswith(TEMPORARY_PREFIX):
-            raise invalid(f"{TEMPORARY_PREFIX} is kept for uploads in flight")
+            raise invalid(f"{TEMPORARY_PREFIX} is reserved for running uploads")
         return key
 
+    def key_of_stream(self, artifact_file_name: str, artifact_path: str | None) -> str:
+        name = os.path.basename(artifact_file_name)  # noqa: PTH119 - part of a key, not a local path
+        return self.key(_join(artifact_path, name))
+
     def _key_of_file(self, file: Path, path: str) -> str:
-        """The key that a local file gets; a refusal names the file."""
+        """Return the key for a local file; the exception names the file."""
         try:
-            return self._key(path)
+            return self.key(path)
         except MlflowException as error:
             raise invalid(f"{file}: {error.message}") from error
 
@@ -277,16 +319,21 @@ def _join(directory: str | None, name: str) -> str:
     return "/".join(part for part in (directory, name) if part)
 
 
-def _options(name: str, body: Body) -> PutOptions:
-    """How an artifact is stored: with its digests, sealed, so that a release can be given a copy without reading it.
+def media_type(name: str) -> str:
+    """Return the content type of an artifact by its name."""
+    found, encoding = mimetypes.guess_type(name)
+    return found if found and encoding is None else BINARY_TYPE
 
-    A small one costs one request: MLflow lets anybody overwrite it, so a look at what arrived would prove little, and
-    what reads it for a release compares it with these digests.
+
+def _options(name: str, body: Body) -> PutOptions:
+    """Return how to store an artifact: with authenticated digests, so that a release can copy it without reading it.
+
+    A small artifact costs one request. Verifying it would prove little, as every client of MLflow can overwrite it, and
+    the worker compares it with these digests when it reads it for a release.
     """
-    media_type, encoding = mimetypes.guess_type(name)
-    digests = digests_of(body)
+    digests = hash_body(body)
     return PutOptions(
-        content_type=media_type if media_type and encoding is None else BINARY_TYPE,
+        content_type=media_type(name),
         cache_control=NO_CACHE,
         sha256=digests.sha256,
         md5=digests.md5,

@@ -1,6 +1,7 @@
-"""What the fuzzed parsers are given, and how long they may take.
+"""Inputs and time limits of the fuzzed parsers.
 
-`--hypothesis-profile=long` tries 20,000 of each, new ones at every run.
+A run tries a handful of each; `--hypothesis-profile=exhaustive` tries a few dozen, `--hypothesis-profile=long` tries
+20,000 new ones at every run.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-_LONG = 10_000
+_FEW, _LONG = 10, 10_000
 
 
 def fuzzed(examples: int = 50, *, deadline: timedelta = timedelta(seconds=2)) -> settings:
-    """How a fuzzing test runs: the same few examples at every run, or as many new ones as a long run asks for."""
-    wanted = settings.default.max_examples if settings.default is not None else 0
+    """Settings of a fuzzing test: the same examples at every run, or new ones in a long run.
+
+    Args:
+        examples: The number of examples of an exhaustive run.
+    """
+    wanted = settings.default.max_examples if settings.default is not None else _FEW
     return settings(
-        max_examples=wanted if wanted >= _LONG else examples,
+        max_examples=wanted if wanted >= _LONG else min(wanted, examples),
         derandomize=wanted < _LONG,
         database=None,
         deadline=deadline,

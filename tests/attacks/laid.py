@@ -6,21 +6,21 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from supabase_bridge.by_hand import point_to
-from supabase_bridge.channel_log import ChannelLog
-from supabase_bridge.documents import FileRecord, Manifest, ModelMeta
-from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
-from supabase_bridge.object_store import ObjectStore, PutOptions
-from tests.registry_fixtures import MODEL
+from supabase_bridge.core.documents import FileRecord, Manifest, ModelMeta
+from supabase_bridge.core.layout import ChannelPaths, ReleasePaths, RunId
+from supabase_bridge.releases.channel import Channel
+from supabase_bridge.releases.manual import activate_manually
+from supabase_bridge.storage.base import ObjectStore, PutOptions
+from tests.support.scene import MODEL
 
 FIRST, SECOND = "20251031T093831Z", "20251101T093831Z"
-LATEST = ChannelKeys(model_key=MODEL, channel="latest")
+LATEST = ChannelPaths(model_key=MODEL, channel="latest")
 _NOW = datetime(2025, 11, 2, tzinfo=timezone.utc)
 
 
-def keys_of(run_id: str, model_key: str = MODEL) -> ReleaseKeys:
+def keys_of(run_id: str, model_key: str = MODEL) -> ReleasePaths:
     """The keys of a release."""
-    return ReleaseKeys(model_key=model_key, run_id=RunId.parse(run_id))
+    return ReleasePaths(model_key=model_key, run_id=RunId.parse(run_id))
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Laid:
 
     def switch(self, run_id: str) -> None:
         """Make a release current."""
-        point_to(self.store, LATEST, RunId.parse(run_id), now=_NOW)
+        activate_manually(self.store, LATEST, RunId.parse(run_id), now=_NOW)
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         """Every object below a prefix, with its bytes."""
@@ -54,7 +54,7 @@ class Laid:
     @property
     def head(self) -> Manifest:
         """The log's newest entry."""
-        head = ChannelLog(self.store, LATEST).look().head
+        head = Channel(self.store, LATEST).read_head().head
         assert head is not None
         return head
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-from supabase_bridge.outbox.events import EventState
-from tests.registry_fixtures import MODEL, Scene
+from supabase_bridge.core.events import EventState
+from tests.support.scene import MODEL, Scene
 
 
 def refusal(scene: Scene, version: int, *, model: str = MODEL) -> str:

@@ -5,45 +5,39 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import replace
-from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
+from pydantic import SecretStr
 
 from mlflow_supabase.artifact_repository import SupabaseArtifactRepository
-from supabase_bridge.channel_log import ChannelLog
-from supabase_bridge.config import Settings
-from supabase_bridge.documents import FileRecord, Manifest
-from supabase_bridge.errors import (
-    InvalidDocumentError,
-    InvalidObjectKeyError,
-    ManifestPathError,
-    ReleaseConflictError,
-    ReleaseDamagedError,
-    SettingsError,
-)
-from supabase_bridge.layout import SEQUENCE_LIMIT
-from supabase_bridge.model_file import ModelFile
-from supabase_bridge.object_store import PutOptions
-from supabase_bridge.object_store.digest import digests_of
-from supabase_bridge.object_store.opening import open_store
-from supabase_bridge.object_store.sealing import SEAL_NAME, Sealer
-from supabase_bridge.outbox.events import EventState
-from supabase_bridge.placing import place_file
-from supabase_bridge.release_files import files_of
-from supabase_bridge.secret import Secret
-from supabase_bridge.trust import TrustPolicy
+from supabase_bridge.client.release import of_meta
+from supabase_bridge.core.documents import FileRecord, Manifest
+from supabase_bridge.core.errors import InvalidDocumentError, InvalidObjectKeyError, SettingsError
+from supabase_bridge.core.events import EventState
+from supabase_bridge.core.layout import SEQUENCE_LIMIT
+from supabase_bridge.mirror.source_files import ModelFile
+from supabase_bridge.mirror.upload import has_content
+from supabase_bridge.outbox.tables import META
+from supabase_bridge.releases.channel import Channel
+from supabase_bridge.releases.errors import ReleaseDamagedError
+from supabase_bridge.settings.model import Settings
+from supabase_bridge.storage.base import PutOptions
+from supabase_bridge.storage.factory import open_store
+from supabase_bridge.storage.hashing import hash_body
+from supabase_bridge.storage.supabase.client import SEAL_NAME, DigestAuthenticator
+from supabase_bridge.trust.errors import Refusal
 from tests.attacks.laid import FIRST, LATEST, Laid, keys_of, lay
 from tests.attacks.refusals import download
-from tests.commands import invoke
-from tests.registry_fixtures import BUCKET, MODEL, Scene, supabase_environment
-from tests.simulators.memory_store import MemoryStore
-from tests.simulators.storage import CorruptRequest, CorruptResponse, Fault, StorageSimulator
-from tests.simulators.storage_tokens import SERVICE_KEY
+from tests.support.commands import invoke
+from tests.support.scene import BUCKET, MODEL, MakeScene, Scene, model_files, supabase_environment
+from tests.support.signatures import refused_because
+from tests.support.simulators.memory_store import MemoryStore
+from tests.support.simulators.storage import CorruptRequest, CorruptResponse, Fault, StorageSimulator
+from tests.support.simulators.storage_tokens import DIGEST_KEY
 
 
 @pytest.fixture
@@ -105,7 +99,7 @@ def test_a_forged_log_entry_of_another_model_channel_or_sequence_is_not_built_up
     assert laid.objects(f"{MODEL}/latest/manifest.json") == before
 
 
-@pytest.mark.parametrize("field", ["onnx_path", "meta_path", "metrics_path"])
+@pytest.mark.parametrize("field", ["onnx_path", "meta_path", "metrics_path", "user_onnx_path"])
 @pytest.mark.parametrize(
     "path",
     [
@@ -127,13 +121,13 @@ def test_a_forged_log_entry_whose_files_lie_elsewhere_is_not_built_upon(laid: La
     current = json.loads(head.to_bytes())["current"]
     forged = entry(head, current={**current, field: path.format(run_id=head.current.run_id)})
     put(laid, LATEST.history(head.sequence + 1), forged)
-    with pytest.raises(ManifestPathError) as caught:
-        ChannelLog(laid.store, LATEST).look()
-    assert caught.value.field == f"current.{field}"
+    with refused_because(Refusal.PATH) as caught:
+        Channel(laid.store, LATEST).read_head()
+    assert caught.value.detail.startswith(f"current.{field} is ")
     former = json.loads(head.to_bytes())["current"]
     put(laid, LATEST.history(head.sequence + 1), entry(head, previous=[{**former, field: path}]))
-    with pytest.raises(ManifestPathError):
-        ChannelLog(laid.store, LATEST).look()
+    with refused_because(Refusal.PATH):
+        Channel(laid.store, LATEST).read_head()
 
 
 @pytest.mark.parametrize(
@@ -143,8 +137,8 @@ def test_a_forged_log_entry_whose_run_id_is_a_path_is_not_built_upon(laid: Laid,
     head = laid.head
     current = {**json.loads(head.to_bytes())["current"], "run_id": run_id}
     put(laid, LATEST.history(head.sequence + 1), entry(head, current=current))
-    with pytest.raises(ManifestPathError) as caught:
-        ChannelLog(laid.store, LATEST).look()
+    with refused_because(Refusal.PATH) as caught:
+        Channel(laid.store, LATEST).read_head()
     assert len(str(caught.value)) < 1_000
 
 
@@ -253,7 +247,7 @@ def test_a_model_meta_of_another_release_or_with_files_elsewhere_is_refused(laid
     with pytest.raises((ReleaseDamagedError, InvalidDocumentError, InvalidObjectKeyError)):
         laid.switch(former)
     with pytest.raises(InvalidDocumentError) if change != {"files": {}} else nullcontext():
-        files_of(laid.store, keys, policy=TrustPolicy(), now=datetime.now(timezone.utc))
+        of_meta(laid.objects(keys.meta)[keys.meta], keys)
 
 
 def test_the_model_meta_of_another_model_copied_into_a_release_is_refused(laid: Laid) -> None:
@@ -268,23 +262,23 @@ def test_the_model_meta_of_another_model_copied_into_a_release_is_refused(laid: 
 def test_other_content_laid_under_a_releases_keys_before_it_is_mirrored_is_never_adopted(
     directory_scene: Scene,
 ) -> None:
-    version = directory_scene.train()
     run_id = "20251031T093831Z"
-    for name in (f"{MODEL}_{run_id}.onnx", f"{MODEL}_{run_id}.pt", "MLmodel", "metrics.json"):
+    names = (f"{MODEL}_{run_id}.onnx", f"{MODEL}_{run_id}.pt", "MLmodel", "metrics.json")
+    for name in names:
         put(directory_scene, f"{MODEL}/{run_id}/{name}", b"evil")
-        with pytest.raises(ReleaseConflictError, match="exists with other content"):
-            directory_scene.runtime.processor.mirror(directory_scene.runtime.registry.version(MODEL, version))
-        directory_scene.store.delete([f"{MODEL}/{run_id}/{name}"])
+    version = directory_scene.runtime.registry.version(MODEL, directory_scene.train())
+    assert directory_scene.runtime.processor.mirror(version) == f"{run_id}-v1"
+    assert directory_scene.objects(f"{MODEL}/{run_id}/") == {f"{MODEL}/{run_id}/{name}": b"evil" for name in names}
 
 
 OURS, EVIL = bytes(100_000), bytes(99_999) + b"x"
 SAYS = {
     "nothing": {},
-    "the truth": {"sha256": digests_of(EVIL).sha256},
-    "that it is ours": {"sha256": digests_of(OURS).sha256},
+    "the truth": {"sha256": hash_body(EVIL).sha256},
+    "that it is ours": {"sha256": hash_body(OURS).sha256},
     "that it is ours, with the seal of ours": {
-        "sha256": digests_of(OURS).sha256,
-        SEAL_NAME: Sealer(Secret(SERVICE_KEY)).seal(digests_of(OURS)),
+        "sha256": hash_body(OURS).sha256,
+        SEAL_NAME: str(DigestAuthenticator(SecretStr(DIGEST_KEY)).mac(hash_body(OURS))),
     },
 }
 
@@ -297,12 +291,8 @@ def test_other_content_under_a_model_files_key_is_never_adopted_whatever_its_met
     simulator.put_object(BUCKET, key, EVIL, metadata)
     (tmp_path / "ours").write_bytes(OURS)
     ours = ModelFile(record=FileRecord.of(OURS), path=tmp_path / "ours")
-    with (
-        closing(open_store(supabase_settings, BUCKET)) as store,
-        pytest.raises(ReleaseConflictError, match="exists with other content") as caught,
-    ):
-        place_file(store, key, ours, None)
-    assert caught.value.actual == FileRecord.of(EVIL).sha256
+    with closing(open_store(supabase_settings, BUCKET)) as store:
+        assert [has_content(store, info, ours) for info in store.list(key)] == [False]
     assert simulator.object_bytes(BUCKET, key) == EVIL
     assert simulator.object_keys(BUCKET) == [key]
 
@@ -413,7 +403,7 @@ def test_a_bucket_that_the_settings_do_not_name_is_not_opened_through_mlflow(
     with pytest.raises(MlflowException, match="is not allowed"):
         SupabaseArtifactRepository(place).list_artifacts()
     with pytest.raises(SettingsError):
-        open_store(replace(directory_scene.settings, artifact_buckets=("mine",)), place.split("/")[2])
+        open_store(directory_scene.settings.with_changes(artifact_buckets=("mine",)), place.split("/")[2])
 
 
 @pytest.mark.parametrize(
@@ -421,14 +411,10 @@ def test_a_bucket_that_the_settings_do_not_name_is_not_opened_through_mlflow(
     [
         "../secret",
         "a/../../secret",
-        "%2e%2e/secret",
         "/etc/passwd",
         "a\0b",
-        "a\\..\\b",
-        "ａ/．．/b",
         "_tmp/x",
         "a//b",
-        "~root",
         "a\x1b[2J",
     ],
 )
@@ -451,3 +437,65 @@ def test_a_path_that_climbs_out_of_an_artifact_folder_is_refused_for_reading_and
         with pytest.raises(MlflowException):
             attack()
     assert not (tmp_path / "got").exists()
+
+
+@pytest.mark.parametrize("path", ["%2e%2e/secret", "a\\..\\b", "ａ/．．/b", "~root"])
+def test_a_path_that_looks_like_a_way_out_of_an_artifact_folder_is_a_name_inside_it(
+    directory_scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str
+) -> None:
+    monkeypatch.setenv("SUPABASE_BRIDGE_HOME", str(directory_scene.settings.home))
+    monkeypatch.setenv("SUPABASE_BRIDGE_ARTIFACT_BUCKETS", "mine")
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"x")
+    repository = SupabaseArtifactRepository("supabase://mine/1")
+    repository.log_artifact(str(file), path)
+    assert [item.path for item in repository.list_artifacts(path)] == [f"{path}/a.txt"]
+    bucket = directory_scene.settings.home / "supabase"
+    (stored,) = [found for found in bucket.rglob("*") if found.is_file() and found.read_bytes() == b"x"]
+    assert stored.is_relative_to(bucket / "mine" / "1")
+
+
+def test_a_second_registry_on_one_bucket_moves_no_channel_of_the_first_until_an_operator_adopts_it(
+    make_scene: MakeScene, directory_settings: Settings, tmp_path: Path
+) -> None:
+    first = make_scene(directory_settings)
+    first.promote(first.train())
+    first.work()
+    before = first.head()
+    assert before is not None
+    home = tmp_path / "second"
+    second = make_scene(Settings.load(home=home, environ={}))
+    (home / "supabase").symlink_to(directory_settings.home / "supabase")
+    with second.runtime.outbox.engine.begin() as connection:  # The scenes' databases are copies of one.
+        connection.execute(META.update().values(registry_id="0b9e1f43-0000-4000-8000-000000000002"))
+    version = second.train(files=model_files(9), tags={"supabase.run_id": "20251101T000000Z"})
+    second.promote(version)
+    refused = second.work()[0]
+    assert refused.state is EventState.DEAD
+    assert "another registry" in refused.outcome
+    assert first.head() == before
+    said = invoke("adopt", f"{MODEL}@latest", "--home", home)
+    assert said.out == f"{MODEL} latest is adopted (entry 2)\n", said.err
+    adopted = first.head()
+    assert adopted is not None
+    assert adopted.cause is not None
+    assert (adopted.current, adopted.cause.adopted) == (before.current, True)
+    assert invoke("adopt", MODEL, "--home", home).out == f"{MODEL} latest belongs to this registry already\n"
+    second.runtime.outbox.retry(refused.event.id)
+    second.work()
+    head = first.head()
+    assert head is not None
+    assert head.current.run_id == "20251101T000000Z"
+    first.promote(first.train())
+    assert first.work()[0].state is EventState.DEAD
+
+
+def test_a_malformed_key_of_one_model_keeps_no_other_from_being_adopted(directory_scene: Scene) -> None:
+    scene = directory_scene
+    scene.client.create_registered_model("a_broken_one")
+    scene.client.set_registered_model_tag("a_broken_one", "supabase.key", "../../x")
+    scene.promote(scene.train())
+    scene.work()
+    said = invoke("adopt", "--all", "--home", scene.settings.home)
+    assert (said.code, said.out) == (1, f"{MODEL} latest belongs to this registry already\n")
+    assert "a_broken_one is not adopted: model '../../x' cannot be a folder" in said.err

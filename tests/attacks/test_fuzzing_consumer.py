@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supabase_bridge import Resolver
-from supabase_bridge.consumer.reference import Reference
-from supabase_bridge.consumer.release import Release
-from supabase_bridge.errors import BridgeError, ManifestForkedError, ManifestReplayedError, MemoryDamagedError
-from supabase_bridge.layout import check_object_key
+from supabase_bridge.client.errors import StateCorruptedError
+from supabase_bridge.client.release import Release
+from supabase_bridge.client.resolution import Reference
+from supabase_bridge.core.errors import BridgeError
+from supabase_bridge.core.layout import check_object_key
+from supabase_bridge.trust.errors import ManifestRefusedError, Refusal
 from tests.attacks.fuzzing import fuzzed, json_value, junk, text
-from tests.consumers import FIRST, MODEL, SECOND, Bucket
+from tests.support.consumers import FIRST, MODEL, SECOND, Bucket
 
 MESSAGE_LIMIT = 1_500
 
@@ -90,10 +92,17 @@ def test_a_damaged_memory_is_an_error_of_ours_and_no_older_release(home: Path, d
     try:
         with Resolver(directory=home / "models", cache_dir=home / "cache") as resolver:
             resolved: list[Release] = []
-            told(
-                lambda: resolved.append(resolver.resolve(MODEL)),
-                (MemoryDamagedError, ManifestReplayedError, ManifestForkedError),
-            )
+            reasons: list[Refusal] = []
+
+            def resolve() -> None:
+                try:
+                    resolved.append(resolver.resolve(MODEL))
+                except ManifestRefusedError as error:
+                    reasons.append(error.reason)
+                    raise
+
+            told(resolve, (StateCorruptedError, ManifestRefusedError))
+            assert set(reasons) <= {Refusal.ROLLBACK, Refusal.FORK}
     finally:
         memory.write_bytes(right)
     assert [release.run_id for release in resolved] in ([], [FIRST])
@@ -127,5 +136,5 @@ def test_a_memory_of_another_channel_or_bucket_in_its_place_is_not_believed(tmp_
         path.write_bytes(content)
     for reference in (MODEL, f"{MODEL}@staging"):
         consumer = Resolver(directory=tmp_path / "one", cache_dir=tmp_path / "cache")
-        with consumer, pytest.raises(MemoryDamagedError, match="another channel"):
+        with consumer, pytest.raises(StateCorruptedError, match="another channel"):
             consumer.resolve(reference)

@@ -13,21 +13,28 @@ import yaml  # type: ignore[import-untyped]  # PyYAML has no annotations
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from supabase_bridge.completion import TrainingFacts, complete_meta, complete_metrics, wanted_run_id
-from supabase_bridge.documents import LIMIT_BYTES, Document, Manifest, Metrics, ModelMeta, Origin, parse_object
-from supabase_bridge.errors import BridgeError, InvalidDocumentError
-from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId, check_channel, check_model_key, check_object_key
-from supabase_bridge.mlflow_model import model_files, parse_mlmodel
-from supabase_bridge.onnx_file import Tensors
-from supabase_bridge.python_environment import requirements
-from supabase_bridge.release_files import parse_path
-from supabase_bridge.trust import check_paths
+from supabase_bridge.client.resolution import reference_in_path
+from supabase_bridge.core.documents import Document, Manifest, Metrics, ModelMeta, Origin
+from supabase_bridge.core.errors import BridgeError, InvalidDocumentError
+from supabase_bridge.core.json_objects import LIMIT_BYTES, parse_object
+from supabase_bridge.core.layout import (
+    ChannelPaths,
+    ReleasePaths,
+    RunId,
+    check_channel,
+    check_model_key,
+    check_object_key,
+)
+from supabase_bridge.mirror.metadata import RunInfo, complete_meta, complete_metrics, wanted_run_id
+from supabase_bridge.mirror.mlmodel import model_files, parse_mlmodel, requirements
+from supabase_bridge.mirror.onnx_file import Structure
+from supabase_bridge.trust.verify import check_paths
 from tests.attacks.fuzzing import JUNK, fuzzed, json_value, junk, mixed, text
 
 MESSAGE_LIMIT = 1_000
-KEYS = ReleaseKeys(model_key="two_tower", run_id=RunId.parse("20251031T093831Z"))
-LATEST = ChannelKeys(model_key="two_tower", channel="latest")
-FACTS = TrainingFacts(ended_at=datetime(2025, 10, 31, tzinfo=timezone.utc))
+KEYS = ReleasePaths(model_key="two_tower", run_id=RunId.parse("20251031T093831Z"))
+LATEST = ChannelPaths(model_key="two_tower", channel="latest")
+FACTS = RunInfo(ended_at=datetime(2025, 10, 31, tzinfo=timezone.utc))
 ORIGIN = Origin(registered_model="two_tower", version=1)
 
 sha256 = st.sampled_from(["0" * 64, "0" * 63, "0" * 64 + "\n", "G" * 64])
@@ -76,7 +83,7 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "object": lambda data: parse_object(data, "x"),
     **{kind.__name__: kind.parse for kind in documents},
     "requirements": lambda data: requirements(data, ()),
-    "path": lambda data: parse_path(data.decode("latin-1")),
+    "path": lambda data: reference_in_path(data.decode("latin-1")),
 }
 
 
@@ -129,7 +136,7 @@ def test_a_document_with_any_fields_is_refused_or_written_so_that_it_reads_back(
 def test_a_release_is_completed_from_any_documents_of_a_job_or_refused(
     given_meta: dict[str, Any], given_metrics: dict[str, Any], params: dict[str, str]
 ) -> None:
-    facts = TrainingFacts(ended_at=FACTS.ended_at, params=params, tags=params)
+    facts = RunInfo(ended_at=FACTS.ended_at, params=params, tags=params)
     for value in (given_meta, given_metrics):
         if ours(lambda value=value: parse_object(json.dumps(value).encode(), "x")):  # type: ignore[misc]  # as above
             return
@@ -137,7 +144,7 @@ def test_a_release_is_completed_from_any_documents_of_a_job_or_refused(
     ours(lambda: complete_metrics(given_metrics, facts, run_id=KEYS.run_id, baseline=None).to_bytes())
 
     def complete() -> None:
-        meta = complete_meta(given_meta, facts, keys=KEYS, origin=ORIGIN, files={}, release_notes=None)
+        meta = complete_meta(given_meta, facts, paths=KEYS, origin=ORIGIN, release_notes="better")
         meta.to_bytes()
         assert (meta.model_name, meta.run_id, meta.files) == ("two_tower", "20251031T093831Z", {})
 
@@ -158,8 +165,8 @@ def test_any_text_as_a_name_is_one_segment_of_a_key_or_refused(name: str) -> Non
 @given(path=st.one_of(text, st.lists(text, max_size=4).map("/".join), st.builds("{}@{}/{}".format, text, text, text)))
 def test_any_path_behind_a_supabase_uri_leads_into_a_release_nowhere_or_is_refused(path: str) -> None:
     found: list[Any] = []
-    if ours(lambda: found.append(parse_path(path))) is None and found[0] is not None:
-        assert found[0].inside in path
+    if ours(lambda: found.append(reference_in_path(path))) is None and found[0] is not None:
+        assert found[0][1] in path
 
 
 yaml_text = st.one_of(
@@ -216,9 +223,9 @@ def test_any_mlmodel_gives_model_files_without_anything_to_run_or_an_error_of_ou
     if ours(lambda: found.append(parse_mlmodel(data))) is not None:
         return
     made: list[dict[str, bytes]] = []
-    empty = Tensors(inputs=(), outputs=())
+    empty = Structure(inputs=(), outputs=())
     environment = {"requirements.txt": data, "python_env.yaml": data}
-    if ours(lambda: made.append(model_files(found[0], environment, empty, keys=KEYS, facts=FACTS))) is None:
+    if ours(lambda: made.append(model_files(found[0], environment, empty, paths=KEYS, facts=FACTS))) is None:
         flavors = yaml.safe_load(made[0]["MLmodel"])["flavors"]
         assert set(flavors) == {"onnx", "python_function"}
         assert flavors["python_function"]["loader_module"] == "mlflow.onnx"

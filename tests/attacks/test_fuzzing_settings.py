@@ -12,15 +12,13 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from supabase_bridge.config import Settings
-from supabase_bridge.digest_cache import DigestCache
-from supabase_bridge.documents import FileRecord
-from supabase_bridge.errors import BridgeError
-from supabase_bridge.object_store import PutOptions
-from supabase_bridge.object_store.remembered_uploads import RememberedUploads, UploadName
-from supabase_bridge.outbox.opening import open_outbox
+from supabase_bridge.client.cache import Cache
+from supabase_bridge.core.documents import FileRecord
+from supabase_bridge.core.errors import BridgeError
+from supabase_bridge.outbox.queue import open_outbox
+from supabase_bridge.settings.model import Settings
+from supabase_bridge.storage.supabase.resumable import lock_upload, upload_id
 from tests.attacks.fuzzing import fuzzed, junk, text
-from tests.simulators.memory_store import MemoryStore
 
 NAMES = [
     *("supabase_url", "bucket", "database_url", "artifacts_destination", "tracking_uri", "artifact_buckets"),
@@ -149,21 +147,19 @@ def test_any_database_url_is_opened_or_an_error_of_ours(url: str) -> None:
     # A host that is none is looked up; nothing here names one that could be.
     if "host" in url and "://" in url and not url.startswith("sqlite"):
         url = url.replace("host", "127.0.0.1:1")
-    with tempfile.TemporaryDirectory() as directory:
-        settings = Settings(home=Path(directory), database_url=url)
-        with suppress(BridgeError), open_outbox(settings):
+    with tempfile.TemporaryDirectory() as directory, suppress(BridgeError):
+        settings = Settings.load(home=Path(directory), environ={}, database_url=url)
+        with open_outbox(settings):
             pass
 
 
 @fuzzed()
 @given(junk, st.sampled_from(["entry", "directory", "link", "missing"]))
 def test_a_damaged_cache_is_as_if_it_were_not_there(data: bytes, kind: str) -> None:
-    store = MemoryStore()
     content = b"what was released"
-    store.create("x", content, PutOptions())
     record = FileRecord(size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
     with tempfile.TemporaryDirectory() as directory:
-        entry = Path(directory, "cache", record.sha256[:2], record.sha256)
+        entry = Path(directory, "cache", "blobs", record.sha256)
         entry.parent.mkdir(parents=True)
         if kind == "entry":
             entry.write_bytes(data)
@@ -172,7 +168,11 @@ def test_a_damaged_cache_is_as_if_it_were_not_there(data: bytes, kind: str) -> N
         elif kind == "link":
             entry.symlink_to("/etc/passwd")
         target = Path(directory, "target")
-        DigestCache(Path(directory, "cache"), limit_bytes=10**6).fetch(store, "x", record, target)
+        cache = Cache(Path(directory, "cache"), limit_bytes=10**6)
+        if not cache.copy_to(record, target):
+            assert not target.exists()
+            target.write_bytes(content)
+            cache.add(record, target)
         assert target.read_bytes() == content
 
 
@@ -188,10 +188,10 @@ def test_a_damaged_cache_is_as_if_it_were_not_there(data: bytes, kind: str) -> N
     )
 )
 def test_a_damaged_memory_of_an_upload_is_as_if_it_were_not_there(data: bytes) -> None:
-    name = UploadName(store_url="https://x/", bucket="models", key="k", size_bytes=1, sha256="0" * 64)
+    name = upload_id("https://x/", "models", "k", size_bytes=1, sha256="0" * 64)
     with tempfile.TemporaryDirectory() as directory:
-        Path(directory, f"{name.digest()}.json").write_bytes(data)
-        with RememberedUploads(Path(directory)).claim(name) as claim:
+        Path(directory, f"{name}.json").write_bytes(data)
+        with lock_upload(Path(directory), name) as claim:
             assert len(claim.token) == 32
             assert set(claim.token) <= set("0123456789abcdef")
         assert not list(Path(directory).iterdir())

@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
-from supabase_bridge.errors import BridgeError
-from supabase_bridge.object_store import PutOptions
-from supabase_bridge.object_store.digest import md5_of
-from supabase_bridge.object_store.supabase import SupabaseStore
-from supabase_bridge.object_store.supabase_transport import Transport
-from supabase_bridge.object_store.supabase_upload import read_info
-from supabase_bridge.secret import Secret
+from supabase_bridge.core.errors import BridgeError
+from supabase_bridge.storage.base import PutOptions
+from supabase_bridge.storage.hashing import md5_of
+from supabase_bridge.storage.supabase.client import Transport
+from supabase_bridge.storage.supabase.store import SupabaseStore
+from supabase_bridge.storage.supabase.upload import read_info
 from tests.attacks.fuzzing import fuzzed, json_value, junk, mixed, text
-from tests.simulators.storage import Fault, Respond, StorageSimulator
+from tests.support.simulators.storage import Fault, Respond, StorageSimulator
 
 KEY = "two_tower/latest/manifest.json"
 COPIED = PutOptions(sha256=hashlib.sha256(b"{}").hexdigest(), md5=md5_of(b"{}").hexdigest())
 TRANSPORT = Transport(
     url="https://x.supabase.co",
-    key=Secret("key"),
+    key=SecretStr("key"),
     bucket="models",
     timeout=timedelta(seconds=1),
     pause=lambda _: None,
@@ -50,7 +50,7 @@ info = mixed(
     size=st.integers(),
     last_modified=text,
     etag=text,
-    metadata=mixed(sha256=st.one_of(text, st.just("0" * 64)), upload=text, seal=st.one_of(text, st.just("0" * 64))),
+    metadata=mixed(sha256=st.one_of(text, st.just("0" * 64)), upload=text, signing=st.one_of(text, st.just("0" * 64))),
 )
 signed = mixed(signedURL=text)
 body = st.one_of(
@@ -83,7 +83,7 @@ def store(server: StorageSimulator, tmp_path_factory: pytest.TempPathFactory) ->
     """The adapter, with pauses that take no time."""
     made = SupabaseStore(
         url=server.url,
-        key=Secret(server.service_key),
+        key=SecretStr(server.service_key),
         bucket="models",
         timeout=timedelta(seconds=5),
         resumable_threshold_bytes=100,
@@ -102,7 +102,7 @@ OPERATIONS: dict[str, Callable[[SupabaseStore, Path], object]] = {
     "list": lambda store, _: list(store.list("two_tower/")),
     "create": lambda store, _: store.create("two_tower/new", b"x", PutOptions()),
     "overwrite": lambda store, _: store.overwrite(KEY, b"{}", PutOptions()),
-    "resumable": lambda store, path: store.create("two_tower/large", path, PutOptions()),
+    "resumable": lambda store, path: store.overwrite("two_tower/large", path, PutOptions()),
     "copy": lambda store, _: store.copy_in("models", store.stat(KEY), "two_tower/copy", COPIED),
     "delete": lambda store, _: store.delete(["two_tower/none"]),
     "sign": lambda store, _: store.signed_url(KEY, lifetime=timedelta(seconds=60)),
@@ -149,4 +149,4 @@ def test_any_answer_about_an_object_is_understood_or_a_value_error(answer: objec
         return
     assert found.info.size_bytes >= 0
     assert found.info.sha256 is None or len(found.info.sha256) == 64
-    assert not found.info.sealed
+    assert not found.info.digest_authenticated

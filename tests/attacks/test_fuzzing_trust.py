@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from collections.abc import Callable
 from copy import deepcopy
@@ -13,31 +12,34 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supabase_bridge import model_signature
-from supabase_bridge.documents import FileRecord, Manifest
-from supabase_bridge.errors import BridgeError, InvalidGateError, SettingsError, UnsafePickleError
-from supabase_bridge.gates import Baseline, Gate, judge, parse_gate, with_tags
-from supabase_bridge.layout import ChannelKeys
-from supabase_bridge.pickle_scan import scan
-from supabase_bridge.signing_keys import PrivateKey, PublicKey
-from supabase_bridge.trust import Seen, TrustPolicy, accept
+from supabase_bridge.core.criteria import Baseline, Gate, judge, parse_gate, with_tags
+from supabase_bridge.core.documents import FileRecord, Manifest
+from supabase_bridge.core.errors import BridgeError, InvalidGateError, SettingsError
+from supabase_bridge.core.layout import ChannelPaths
+from supabase_bridge.mirror.checks.pickle import check_state_dict
+from supabase_bridge.mirror.errors import ModelRejectedError
+from supabase_bridge.mirror.source_files import FileEnds
+from supabase_bridge.trust import model_signature
+from supabase_bridge.trust.keys import PrivateKey, PublicKey
+from supabase_bridge.trust.verify import SeenManifest, TrustPolicy, verify_manifest
 from tests.attacks.fuzzing import fuzzed, json_value, junk, mixed, text
-from tests.attacks.test_pickles import archive, torch_save
-from tests.attacks.test_signed_manifests import GOLDEN, leaves
-from tests.registry_fixtures import state_dict
-from tests.signatures import encoded, key, signer, trusting, with_header, with_signature
+from tests.attacks.test_signed_manifests import GOLDEN, unassigns
+from tests.mirror.torch_globals import FILES
+from tests.support.scene import state_dict
+from tests.support.signatures import encoded, key, signer, trusting, with_header, with_signature
+from tests.support.torch_save import zip_archive
 
 MESSAGE_LIMIT = 1_000
-LATEST = ChannelKeys(model_key="two_tower", channel="latest")
+LATEST = ChannelPaths(model_key="two_tower", channel="latest")
 SIGNED = signer("first").sign(GOLDEN)
-PLACES = leaves(SIGNED.to_object())
+PLACES = unassigns(SIGNED.to_object())
 POLICIES = [
     TrustPolicy(),
     TrustPolicy(keys=trusting("first")),
     TrustPolicy(keys=trusting("first"), require_signature=False, max_age=timedelta(days=1)),
     TrustPolicy(require_signature=True),
 ]
-SEENS = [None, Seen.of(SIGNED), Seen(sequence=0, digest=""), Seen(sequence=10**7, digest="x")]
+SEENS = [None, SeenManifest.of(SIGNED), SeenManifest(sequence=0, digest=""), SeenManifest(sequence=10**7, digest="x")]
 NOW = datetime(2025, 11, 1, 12, tzinfo=timezone.utc)
 
 
@@ -59,7 +61,7 @@ def looked_at(data: bytes) -> list[Manifest]:
         for seen in SEENS:
             ours(
                 lambda policy=policy, seen=seen: believed.append(  # type: ignore[misc]  # mypy cannot infer a lambda's default
-                    accept(data, policy=policy, channel=LATEST, seen=seen, now=NOW)
+                    verify_manifest(data, policy=policy, channel=LATEST, seen=seen, now=NOW)
                 )
             )
     return believed
@@ -86,7 +88,7 @@ def test_a_signed_manifest_with_anything_in_one_place_is_not_believed_for_its_si
     looked_at(data)
     if changed:
         strict = TrustPolicy(keys=trusting("first"))
-        assert ours(lambda: accept(data, policy=strict, channel=LATEST, seen=None, now=NOW))
+        assert ours(lambda: verify_manifest(data, policy=strict, channel=LATEST, seen=None, now=NOW))
 
 
 part = st.one_of(
@@ -110,7 +112,7 @@ def test_any_signature_but_the_right_one_is_refused(signature: object) -> None:
     data = with_signature(GOLDEN, signature)
     if signature not in (None, SIGNED.signature):
         strict = TrustPolicy(keys=trusting("first"))
-        assert ours(lambda: accept(data, policy=strict, channel=LATEST, seen=None, now=NOW))
+        assert ours(lambda: verify_manifest(data, policy=strict, channel=LATEST, seen=None, now=NOW))
 
 
 @fuzzed(60)
@@ -123,7 +125,7 @@ def test_any_header_over_a_right_signature_is_the_one_that_we_write_or_refused(h
     except (ValueError, UnicodeEncodeError):
         return
     strict = TrustPolicy(keys=trusting("first"))
-    if not ours(lambda: accept(data, policy=strict, channel=LATEST, seen=None, now=NOW)):
+    if not ours(lambda: verify_manifest(data, policy=strict, channel=LATEST, seen=None, now=NOW)):
         assert header == {"alg": "ES256", "kid": key("first").public.key_id}
 
 
@@ -162,7 +164,7 @@ def test_any_pem_is_a_key_or_a_settings_error_without_it(pem: bytes) -> None:
 
 RECORDS = {"model.onnx": FileRecord(size_bytes=1, sha256="0" * 64), "a/b": FileRecord(size_bytes=2, sha256="1" * 64)}
 MODEL_SIGNATURE: dict[str, Any] = json.loads(model_signature.sign(RECORDS, name="x", key=key("first")))
-SIGNATURE_PLACES = leaves(MODEL_SIGNATURE)
+SIGNATURE_PLACES = unassigns(MODEL_SIGNATURE)
 
 
 @fuzzed(40)
@@ -252,8 +254,8 @@ def test_any_criteria_tags_and_metrics_give_a_verdict_or_an_error_of_ours(
 
 PICKLES = [
     state_dict(),
-    torch_save(state_dict()),
-    archive({"a/data.pkl": state_dict(), "a/b.pt": torch_save(state_dict())}),
+    zip_archive({"a/data.pkl": b"\x80\x02}q\x00.", "a/b.pt": state_dict()}),
+    *(path.read_bytes() for path in sorted(FILES.glob("*.pt"))),
 ]
 
 
@@ -269,4 +271,5 @@ def test_a_mutated_archive_or_pickle_is_scanned_or_refused(data: st.DataObject, 
             mutated[at : at + data.draw(st.integers(0, 20))] = data.draw(st.binary(max_size=20))
         if not mutated:
             return
-    ours(lambda: scan(io.BytesIO(bytes(mutated)), "m.pt", allowed=()), UnsafePickleError)
+    ends = FileEnds(size_bytes=len(mutated), head=bytes(mutated), tail=b"")
+    ours(lambda: check_state_dict(ends, "m.pt", allowed=()), ModelRejectedError)

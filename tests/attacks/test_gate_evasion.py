@@ -9,8 +9,8 @@ from typing import TypeAlias
 import pytest
 from mlflow.exceptions import MlflowException
 
-from supabase_bridge.config import FILE_NAME, Settings
-from tests.registry_fixtures import MODEL, MakeScene, Scene
+from supabase_bridge.settings.model import FILE_NAME, Settings
+from tests.support.scene import MODEL, MakeScene, Scene
 
 TOML = '[channels.aliases]\nchampion = "latest"\n[gates.two_tower]\ncriteria = ["recall@20 >= 0.65"]\n'
 PASSES, FAILS = {"recall_at_20": 0.70}, {"recall_at_20": 0.61}

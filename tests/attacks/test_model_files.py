@@ -12,21 +12,22 @@ import yaml  # type: ignore[import-untyped]  # PyYAML has no annotations
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from onnx import TensorProto, helper
 
-from supabase_bridge.checks import Checks
-from supabase_bridge.completion import TrainingFacts
-from supabase_bridge.documents import ModelMeta
-from supabase_bridge.draft import Draft, draft_release
-from supabase_bridge.errors import InvalidDocumentError, InvalidModelFileError, SourceNotAllowedError
-from supabase_bridge.layout import ReleaseKeys, RunId
-from supabase_bridge.mlflow_model import model_files, parse_mlmodel
-from supabase_bridge.selection import Selection
-from supabase_bridge.source import VersionSource
-from supabase_bridge.source_folder import SourceFolder
+from supabase_bridge.core.documents import ModelMeta
+from supabase_bridge.core.errors import InvalidDocumentError
+from supabase_bridge.core.layout import ReleasePaths, RunId
+from supabase_bridge.mirror.assemble import AssembledRelease, assemble_release
+from supabase_bridge.mirror.checks.sandbox import Checks
+from supabase_bridge.mirror.errors import ModelRejectedError, SourceRefusedError
+from supabase_bridge.mirror.metadata import RunInfo
+from supabase_bridge.mirror.mlmodel import model_files, parse_mlmodel
+from supabase_bridge.mirror.selection import Selection
+from supabase_bridge.mirror.source_files import SourceFolder
+from supabase_bridge.mirror.sources import VersionSource
 from tests.attacks.refusals import refusal
-from tests.registry_fixtures import MODEL, Scene, tiny_onnx
+from tests.support.scene import MODEL, Scene, tiny_onnx
 
-KEYS = ReleaseKeys(model_key=MODEL, run_id=RunId.parse("20251031T093831Z"))
-FACTS = TrainingFacts(ended_at=datetime(2025, 10, 31, 9, 38, 31, tzinfo=timezone.utc))
+KEYS = ReleasePaths(model_key=MODEL, run_id=RunId.parse("20251031T093831Z"))
+FACTS = RunInfo(ended_at=datetime(2025, 10, 31, 9, 38, 31, tzinfo=timezone.utc))
 CHECKS = Checks(timeout=timedelta(minutes=1), memory_bytes=10**9)
 META = ModelMeta(model_name=MODEL, run_id=str(KEYS.run_id), files={})
 FLAVORS: Mapping[str, Any] = {
@@ -35,7 +36,7 @@ FLAVORS: Mapping[str, Any] = {
 }
 
 
-def drafted(home: Path, files: Mapping[str, bytes]) -> Draft:
+def drafted(home: Path, files: Mapping[str, bytes]) -> AssembledRelease:
     """The draft of a release of a model directory that holds these."""
     folder = home / "model"
     for name, data in {"model.onnx": tiny_onnx(), **files}.items():
@@ -49,13 +50,13 @@ def drafted(home: Path, files: Mapping[str, bytes]) -> Draft:
     )
     parts = home / "parts"
     parts.mkdir(exist_ok=True)
-    return draft_release(Selection(source, model=MODEL, model_key=MODEL, version=1), parts)
+    return assemble_release(Selection(source, model=MODEL, model_key=MODEL, version=1), parts, CHECKS)
 
 
 def release(home: Path, files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The model files of the release that is made of a model directory, by name, and its ONNX file."""
     draft = drafted(home, files)
-    made = model_files(draft.mlmodel, draft.environment, draft.tensors, keys=KEYS, facts=FACTS)
+    made = model_files(draft.mlmodel, draft.environment, draft.structure, paths=KEYS, facts=FACTS)
     return {**made, KEYS.onnx_name: draft.onnx.local.read_bytes()}
 
 
@@ -127,12 +128,12 @@ def test_a_requirement_that_would_run_foreign_code_is_not_in_the_release(tmp_pat
         tmp_path,
         {
             "MLmodel": mlmodel(),
-            "requirements.txt": f"numpy==1.26.4\n{line}\n".encode(),
+            "requirements.txt": f"onnxruntime==1.26.4\n{line}\n".encode(),
             "conda.yaml": yaml.safe_dump({"dependencies": ["python=3.11.2", {"pip": [line]}]}).encode(),
         },
     )
     requirements = files["requirements.txt"].decode()
-    assert "numpy==1.26.4" in requirements.splitlines()
+    assert "onnxruntime==1.26.4" in requirements.splitlines()
     for text in (requirements, files["conda.yaml"].decode(), files["python_env.yaml"].decode()):
         assert not [word for word in ("evil", "--", "://", "@", "-r h", "-c ", "-e ", "..", "$", "[") if word in text]
 
@@ -232,8 +233,6 @@ def test_an_mlmodel_that_explodes_while_it_is_read_is_refused(data: bytes) -> No
         b'{"a":' * 150_000,
         b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}",
         b'{"a": ' + b"9" * 10_000 + b"}",
-        b'{"a": 1e400}',
-        b'{"a": NaN}',
         b'{"run_id": "1", "run_id": "2"}',
         b"[" + b"1," * 400_000 + b"1]",
         b'{"a": "' + b"x" * 1_000_000 + b'"}',
@@ -300,21 +299,21 @@ def test_an_onnx_model_whose_weights_are_a_foreign_file_is_refused(tmp_path: Pat
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "link").symlink_to(tmp_path / "secret")
     data = reaching(location, sparse=form == "sparse", training=form == "training")
-    with pytest.raises((InvalidModelFileError, SourceNotAllowedError)):
+    with pytest.raises((ModelRejectedError, SourceRefusedError)):
         drafted(tmp_path, {"model.onnx": data})
 
 
 @pytest.mark.parametrize("form", ["sparse", "training"])
 def test_weights_that_onnx_leaves_outside_when_it_joins_are_refused(tmp_path: Path, form: str) -> None:
     data = reaching("weights.bin", sparse=form == "sparse", training=form == "training")
-    with pytest.raises(InvalidModelFileError):
+    with pytest.raises(ModelRejectedError):
         drafted(tmp_path, {"model.onnx": data, "weights.bin": b"\0" * 8})
 
 
 @pytest.mark.parametrize("data", [b"", b"\x80\x04\x95", b"PK\x03\x04", tiny_onnx()[:-20], b"{}", b"\x0a" * 100_000])
 def test_an_onnx_file_that_is_another_kind_of_file_is_refused(tmp_path: Path, data: bytes) -> None:
-    with pytest.raises(InvalidModelFileError):
-        CHECKS.run(drafted(tmp_path, {"model.onnx": data}).onnx, None, META)
+    with pytest.raises(ModelRejectedError):
+        CHECKS.onnx(drafted(tmp_path, {"model.onnx": data}).onnx, META)
 
 
 def test_a_version_that_tries_everything_at_once_becomes_a_release_without_any_of_it(directory_scene: Scene) -> None:

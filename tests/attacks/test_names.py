@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable
@@ -11,13 +12,13 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from supabase_bridge.config import Settings
-from supabase_bridge.errors import InvalidChannelError, InvalidModelKeyError, InvalidRunIdError
-from supabase_bridge.layout import RunId, check_channel, check_model_key, check_object_key
-from supabase_bridge.outbox.events import EventState
+from supabase_bridge.core.errors import InvalidNameError
+from supabase_bridge.core.events import EventState
+from supabase_bridge.core.layout import RunId, check_channel, check_model_key, check_object_key
+from supabase_bridge.settings.model import Settings
 from tests.attacks.refusals import refusal
-from tests.commands import invoke
-from tests.registry_fixtures import MODEL, MakeScene, Scene, model_files
+from tests.support.commands import invoke
+from tests.support.scene import MODEL, MakeScene, Scene, model_files
 
 PATHS = [
     *("..", ".", "../other", "a/../b", "/etc", "a/b", "a//b", "a/", "_tmp", "_tmp/x"),
@@ -31,7 +32,7 @@ PATHS = [
 
 @pytest.mark.parametrize("name", PATHS, ids=lambda name: ascii(name[:20]))
 def test_a_model_name_that_is_a_path_or_looks_like_another_name_is_no_folder(name: str) -> None:
-    with pytest.raises(InvalidModelKeyError) as caught:
+    with pytest.raises(InvalidNameError) as caught:
         check_model_key(name)
     assert len(str(caught.value)) < 1_000
 
@@ -40,7 +41,7 @@ def test_a_model_name_that_is_a_path_or_looks_like_another_name_is_no_folder(nam
     "name", [*PATHS, "Latest", "20251031T093831Z", "history/1", "latest\n"], ids=lambda n: ascii(n[:20])
 )
 def test_a_channel_name_that_is_a_path_or_a_run_id_is_refused(name: str) -> None:
-    with pytest.raises(InvalidChannelError):
+    with pytest.raises(InvalidNameError):
         check_channel(name)
 
 
@@ -61,7 +62,7 @@ def test_a_channel_name_that_is_a_path_or_a_run_id_is_refused(name: str) -> None
     ids=lambda text: ascii(text[:24]),
 )
 def test_a_run_id_that_is_a_path_or_no_time_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRunIdError) as caught:
+    with pytest.raises(InvalidNameError) as caught:
         RunId.parse(text)
     assert len(str(caught.value)) < 1_000
 
@@ -203,7 +204,7 @@ def test_an_alias_that_is_a_path_moves_no_pointer(make_scene: MakeScene, directo
     for alias in ("..", "champion/..", "..%2fchampion", "Champion", "champion ", "chаmpion"):
         with suppress(MlflowException):  # MLflow refuses some of them itself.
             scene.client.set_registered_model_alias(MODEL, alias, str(version))
-    assert {handled.state for handled in scene.work()} == {EventState.DONE}
+    assert {handled.state for handled in scene.work()} == {EventState.DONE, EventState.SUPERSEDED}
     assert scene.head() is None
     assert not [key for key in scene.objects() if "manifest" in key]
 
@@ -226,3 +227,63 @@ def test_a_path_given_to_a_command_is_refused(
     said = invoke(*arguments(path), "--home", tmp_path)
     assert said.code in {1, 2}
     assert "cannot be a" in said.error or "is not a run_id" in said.error
+
+
+UNQUOTABLE = ["x'y\"z", "x'y\\", "a''b\"", "%'\"%"]
+"""Model names that MLflow's search language cannot quote."""
+
+
+@pytest.mark.parametrize("name", UNQUOTABLE)
+def test_a_name_that_no_search_can_quote_holds_up_no_other_model(directory_scene: Scene, name: str) -> None:
+    scene = directory_scene
+    scene.client.create_registered_model(name)
+    scene.client.set_registered_model_tag(name, "supabase.key", MODEL)
+    run = scene.log_run()
+    scene.client.create_model_version(name, f"{scene.client.get_run(run).info.artifact_uri}/model", run)
+    scene.client.set_model_version_tag(name, "1", "supabase.run_id", "20251031T093831Z")
+    version = scene.train()
+    scene.promote(version)
+    scene.work()
+    assert scene.current() == version
+    (theirs,) = scene.runtime.registry.versions(name)
+    assert (theirs.model, theirs.version) == (name, 1)
+
+
+def test_a_name_that_no_search_can_quote_finds_the_versions_of_no_similar_name(directory_scene: Scene) -> None:
+    for name in ("x'y\"z", "x\"y'z", "X'Y\"Z"):
+        directory_scene.client.create_registered_model(name)
+        directory_scene.client.create_model_version(name, "runs:/none/model", None)
+    assert [len(directory_scene.runtime.registry.versions(name)) for name in ("x'y\"z", "X'Y\"Z")] == [1, 1]
+
+
+def test_a_model_that_cannot_be_read_is_reported_by_status_beside_the_others(directory_scene: Scene) -> None:
+    scene = directory_scene
+    version = scene.train()
+    scene.promote(version)
+    scene.work()
+    for name, key in (("x'y\"z", MODEL), ("other", "../x")):
+        scene.client.create_registered_model(name)
+        scene.client.set_registered_model_tag(name, "supabase.key", key)
+    said = invoke("status", "--json", "--home", scene.settings.home)
+    assert said.code == 0, said.err
+    found = {item["model"]: item for item in json.loads(said.out)}
+    assert set(found) == {MODEL, "other", "x'y\"z"}
+    assert found[MODEL]["channels"][0]["model_version"] == version
+    assert "cannot be a folder" in found["other"]["problem"]
+
+
+def test_a_model_that_mlflow_refuses_to_read_ends_no_reconcile_pass(directory_scene: Scene) -> None:
+    """MLflow's client refuses a name that SQL put into its tables."""
+    scene = directory_scene
+    with closing(sqlite3.connect(scene.settings.home / "mlflow.db")) as database, database:
+        database.execute("INSERT INTO registered_models (name) VALUES ('')")
+        database.execute(
+            "INSERT INTO model_versions (name, version, current_stage, creation_time) VALUES ('', 1, 'Production', 1)"
+        )
+    version = scene.train()
+    scene.promote(version)
+    said = invoke("sync", "--home", scene.settings.home)
+    assert "Error:" not in said.err
+    assert "is blocked" in said.out
+    scene.work()
+    assert scene.current() == version

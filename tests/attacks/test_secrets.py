@@ -15,25 +15,26 @@ from urllib.parse import quote
 
 import pytest
 from mlflow.exceptions import MlflowException
+from pydantic import SecretStr
 
 from mlflow_supabase.artifact_repository import SupabaseArtifactRepository
 from supabase_bridge import Resolver
-from supabase_bridge.cli.logs import configure_logging
-from supabase_bridge.config import Settings
-from supabase_bridge.errors import BridgeError, SourceNotAllowedError, without_credentials
-from supabase_bridge.object_store.opening import open_store
-from supabase_bridge.outbox.events import EventState
-from supabase_bridge.outbox.opening import open_outbox
-from supabase_bridge.secret import Secret
-from supabase_bridge.signing_keys import PrivateKey
-from supabase_bridge.supervisor import Address, server_command, server_environment, worker_command
+from supabase_bridge.app.server import Address, server_arguments, server_environment, worker_arguments
+from supabase_bridge.cli.output import configure_logging
+from supabase_bridge.core.errors import BridgeError, redact_credentials
+from supabase_bridge.core.events import EventState
+from supabase_bridge.mirror.errors import OutsideRootsError
+from supabase_bridge.outbox.queue import open_outbox
+from supabase_bridge.settings.model import Settings
+from supabase_bridge.storage.factory import open_store
+from supabase_bridge.trust.keys import PrivateKey
 from tests.attacks.refusals import download
-from tests.commands import Said, invoke
-from tests.consumers import Bucket
-from tests.registry_fixtures import MODEL, MakeScene, Scene, files_below, supabase_environment
-from tests.requirements_on_machine import free_port
-from tests.signatures import encoded, key
-from tests.simulators.storage import Fault, Respond, StorageSimulator
+from tests.support.commands import Said, invoke
+from tests.support.consumers import Bucket
+from tests.support.machine import free_port
+from tests.support.scene import MODEL, MakeScene, Scene, files_below, supabase_environment
+from tests.support.signatures import encoded, key
+from tests.support.simulators.storage import Fault, Respond, StorageSimulator
 
 PASSWORD = "hunter2-is-secret"
 RUN_ID = "20251031T093831Z"
@@ -146,7 +147,7 @@ def test_a_service_key_that_cannot_be_sent_is_refused_unprinted(
 ) -> None:
     settings = Settings.load(
         home=directory_scene.settings.home,
-        environ={**supabase_environment(simulator), "SUPABASE_SERVICE_ROLE_KEY": key},
+        environ={**supabase_environment(simulator), "SUPABASE_SECRET_KEY": key},
     )
     with closing(open_store(settings, settings.bucket)) as store, pytest.raises(BridgeError) as caught:
         store.ensure_bucket()
@@ -162,6 +163,7 @@ def test_no_repr_shows_a_secret(supabase_scene: Scene, simulator: StorageSimulat
         environ={
             **supabase_environment(simulator),
             "SUPABASE_BRIDGE_DATABASE_URL": url,
+            "SUPABASE_BRIDGE_EMBEDDINGS_URL": url,
             "SUPABASE_BRIDGE_TRACKING_URI": f"http://u:{PASSWORD}@h",
         },
     )
@@ -183,7 +185,7 @@ def test_no_repr_shows_a_secret(supabase_scene: Scene, simulator: StorageSimulat
 
 
 def test_a_secret_cannot_be_formatted_written_as_json_or_compared_with_a_text() -> None:
-    secret = Secret(PASSWORD)
+    secret = SecretStr(PASSWORD)
     assert hidden(PASSWORD, f"{secret!s}{secret!r}{secret}", str([secret]), str({"key": secret}))
     with pytest.raises(TypeError):
         json.dumps(secret)
@@ -224,7 +226,10 @@ def test_the_database_password_is_not_in_the_command_line_of_a_process(tmp_path:
         home=tmp_path,
         environ={"SUPABASE_BRIDGE_DATABASE_URL": url, "SUPABASE_BRIDGE_ARTIFACTS_DESTINATION": destination},
     )
-    commands = [*server_command(Address(host="127.0.0.1", port=5000), ["--workers", "2"]), *worker_command(settings)]
+    commands = [
+        *server_arguments(settings, Address(host="127.0.0.1", port=5000), ["--workers", "2"]),
+        *worker_arguments(settings),
+    ]
     assert hidden(PASSWORD, *commands)
     assert set(server_environment(settings).values()) == {url, f"supabase+{url}", destination}
 
@@ -275,7 +280,7 @@ def test_the_password_in_an_allowed_root_is_not_shown_to_whoever_registers_a_sou
     ],
 )
 def test_a_malformed_project_url_with_a_password_in_it_is_refused_unprinted(tmp_path: Path, url: str) -> None:
-    environment = {"SUPABASE_URL": url, "SUPABASE_SERVICE_ROLE_KEY": "key"}
+    environment = {"SUPABASE_URL": url, "SUPABASE_SECRET_KEY": "key"}
     said = invoke("-v", "status", "--home", tmp_path, environment=environment)
     assert said.code == 2
     assert hidden(PASSWORD, said.out + said.err)
@@ -328,8 +333,8 @@ def test_a_log_record_of_any_library_loses_the_credentials_of_urls(capsys: pytes
     ],
 )
 def test_only_credentials_are_taken_out_of_a_message(text: str, shown: str) -> None:
-    assert without_credentials(text) == shown
-    assert str(SourceNotAllowedError("x", (text,))).count(shown) == 1
+    assert redact_credentials(text) == shown
+    assert str(OutsideRootsError("x", [text])).count(shown) == 1
 
 
 def test_the_artifact_store_tells_mlflows_clients_no_secret(
@@ -387,7 +392,7 @@ def test_the_signing_key_is_in_no_log_tag_document_repr_or_output_of_a_signed_ru
 ) -> None:
     private = key("first")
     pem = private.pem.decode()
-    scene = make_scene(supabase_settings, signing_key=Secret(pem))
+    scene = make_scene(supabase_settings, signing_key=SecretStr(pem))
     scene.promote(scene.train())
     scene.work()
     head = scene.head()
@@ -414,8 +419,15 @@ def test_the_signing_key_is_in_no_log_tag_document_repr_or_output_of_a_signed_ru
     assert keyless(private, *(one.out + one.err for one in said))
     assert keyless(private, *everything_kept(scene), logged.getvalue())
     made = scene.runtime
-    shown = [repr(made), repr(made.seal), repr(vars(made)), repr(scene.settings), str(made.seal.signer), repr(private)]
-    assert keyless(private, *shown, f"{made.seal.signer!s}{private!s}")
+    shown = [
+        repr(made),
+        repr(made.signing),
+        repr(vars(made)),
+        repr(scene.settings),
+        str(made.signing.signer),
+        repr(private),
+    ]
+    assert keyless(private, *shown, f"{made.signing.signer!s}{private!s}")
 
 
 @pytest.mark.parametrize("spoiled", ["cut", "doubled", "other kind", "header only"])
@@ -455,7 +467,11 @@ def test_the_anon_key_is_in_no_output_log_error_or_file_of_a_consumer(
     """One that may read, and one that may not: Supabase's answer to it may quote it."""
     anon = simulator.anon_key
     Bucket.of_simulator(simulator).promote()
-    environment = {"SUPABASE_URL": simulator.url, "SUPABASE_ANON_KEY": anon, "SUPABASE_BRIDGE_CACHE": str(tmp_path)}
+    environment = {
+        "SUPABASE_URL": simulator.url,
+        "SUPABASE_PUBLISHABLE_KEY": anon,
+        "SUPABASE_BRIDGE_CACHE": str(tmp_path),
+    }
     commands = [["pull", MODEL, str(tmp_path / "dest")], ["verify", MODEL, "--json"], ["keys", "list"]]
     said = [invoke("-v", *one, "--home", tmp_path, environment=environment) for one in commands]
     quoting = json.dumps({"statusCode": "403", "error": "Unauthorized", "message": f"jwt {anon} is not valid"}).encode()

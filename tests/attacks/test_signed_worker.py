@@ -8,25 +8,25 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from pydantic import SecretStr
 
-from supabase_bridge.config import Settings
-from supabase_bridge.documents import FileRecord, Manifest, ModelMeta
-from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
-from supabase_bridge.model_signature import sign
-from supabase_bridge.object_store import PutOptions
-from supabase_bridge.outbox.events import EventKind, EventState
-from supabase_bridge.runtime import runtime
-from supabase_bridge.secret import Secret
-from tests.registry_fixtures import MODEL, MakeScene, Scene, tiny_onnx
-from tests.signatures import key, signer
+from supabase_bridge.app.runtime import open_runtime
+from supabase_bridge.core.documents import FileRecord, Manifest, ModelMeta
+from supabase_bridge.core.events import EventKind, EventState
+from supabase_bridge.core.layout import ChannelPaths, ReleasePaths, RunId
+from supabase_bridge.settings.model import Settings
+from supabase_bridge.storage.base import PutOptions
+from supabase_bridge.trust.model_signature import sign
+from tests.support.scene import MODEL, MakeScene, Scene, tiny_onnx
+from tests.support.signatures import key, signer
 
-LATEST = ChannelKeys(model_key=MODEL, channel="latest")
+LATEST = ChannelPaths(model_key=MODEL, channel="latest")
 
 
 @pytest.fixture
 def signing(make_scene: MakeScene, directory_settings: Settings) -> Scene:
     """A scene whose worker signs with the first key, and has signed two switches."""
-    scene = make_scene(directory_settings, signing_key=Secret(key("first").pem.decode()))
+    scene = make_scene(directory_settings, signing_key=SecretStr(key("first").pem.decode()))
     for _ in range(2):
         scene.promote(scene.train())
         scene.work()
@@ -89,16 +89,16 @@ def test_a_manifest_of_a_stranger_is_not_believed_and_the_worker_signs_nothing_i
     assert newest(signing).sequence == head.sequence + 4
 
 
-def swap_onnx(scene: Scene, keys: ReleaseKeys) -> dict[str, FileRecord]:
+def swap_onnx(scene: Scene, paths: ReleasePaths) -> dict[str, FileRecord]:
     """Another model in place of a release's, with records that fit it: what every key to the bucket can do."""
     data = tiny_onnx(99)
     own = FileRecord(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    meta = ModelMeta.parse(scene.objects()[keys.meta])
-    changed = meta.model_copy(update={"files": {**meta.files, keys.onnx_name: own}}).to_bytes()
-    put(scene, keys.onnx, data)
-    put(scene, keys.meta, changed)
+    meta = ModelMeta.parse(scene.objects()[paths.meta])
+    changed = meta.model_copy(update={"files": {**meta.files, paths.onnx_name: own}}).to_bytes()
+    put(scene, paths.onnx, data)
+    put(scene, paths.meta, changed)
     record = FileRecord(size_bytes=len(changed), sha256=hashlib.sha256(changed).hexdigest())
-    return {**meta.files, keys.onnx_name: own, "model_meta.json": record}
+    return {**meta.files, paths.onnx_name: own, "model_meta.json": record}
 
 
 @pytest.mark.parametrize("resigned", [False, True], ids=["old signature", "a stranger's signature"])
@@ -108,10 +108,10 @@ def test_a_release_swapped_between_mirroring_and_promotion_never_becomes_current
     head = newest(signing)
     version = signing.train()
     signing.work()
-    keys = ReleaseKeys(model_key=MODEL, run_id=RunId.parse(signing.tags(version)["run_id"]))
-    records = swap_onnx(signing, keys)
+    paths = ReleasePaths(model_key=MODEL, run_id=RunId.parse(signing.tags(version)["run_id"]))
+    records = swap_onnx(signing, paths)
     if resigned:
-        put(signing, keys.signature, sign(records, name=str(keys.run_id), key=key("stranger")))
+        put(signing, paths.signature, sign(records, name=str(paths.run_id), key=key("stranger")))
     signing.promote(version)
     assert signing.work()[-1].state is EventState.DEAD
     assert newest(signing) == head
@@ -120,7 +120,7 @@ def test_a_release_swapped_between_mirroring_and_promotion_never_becomes_current
 def test_a_former_release_that_was_swapped_is_not_rolled_back_to(signing: Scene) -> None:
     head = newest(signing)
     former = head.previous[0]
-    swap_onnx(signing, ReleaseKeys(model_key=MODEL, run_id=RunId.parse(former.run_id)))
+    swap_onnx(signing, ReleasePaths(model_key=MODEL, run_id=RunId.parse(former.run_id)))
     signing.promote(int(former.model_version or 0))
     assert signing.work()[-1].state is EventState.DEAD
     assert newest(signing) == head
@@ -128,6 +128,6 @@ def test_a_former_release_that_was_swapped_is_not_rolled_back_to(signing: Scene)
 
 def test_signatures_are_not_switched_off_by_a_worker_that_lost_its_key(signing: Scene) -> None:
     head = newest(signing)
-    with runtime(replace(signing.settings, signing_key=None)) as without:
+    with open_runtime(signing.settings.with_changes(signing_key=None)) as without:
         assert "SUPABASE_BRIDGE_SIGNING_KEY" in refused(replace(signing, runtime=without))
     assert newest(signing) == head

@@ -12,19 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from supabase_bridge.config import Settings
-from supabase_bridge.errors import SourceUnusableError
-from supabase_bridge.outbox.events import EventState
-from supabase_bridge.source import Sources
+from supabase_bridge.core.events import EventState
+from supabase_bridge.mirror.errors import SourceRefusedError
+from supabase_bridge.mirror.sources import Sources
+from supabase_bridge.settings.model import Settings
 from tests.attacks.refusals import refusal
-from tests.registry_fixtures import BUCKET, MODEL, MakeScene, Scene, tiny_onnx
-from tests.simulators.storage import StorageSimulator
+from tests.support.scene import BUCKET, MODEL, MakeScene, Scene, tiny_onnx
+from tests.support.simulators.storage import StorageSimulator
 
 SECRET = b"the other model's weights, which are none of yours"
 
 
 def registered(scene: Scene, source: str) -> int:
     return scene.register(scene.log_run(), source=source)
+
+
+def registered_without_run(scene: Scene, source: str) -> int:
+    """A version without a run that names a place itself."""
+    if not scene.client.search_registered_models(filter_string=f"name = '{MODEL}'"):
+        scene.client.create_registered_model(MODEL)
+    return int(scene.client.create_model_version(MODEL, source).version)
 
 
 @pytest.fixture
@@ -107,8 +114,9 @@ def test_a_path_that_mlflow_would_decode_once_more_shows_no_foreign_folder(
     directory_scene: Scene, outside: Path
 ) -> None:
     scene = directory_scene
-    version = registered(scene, f"{scene.settings.artifacts_destination}/%2e%2e/%2e%2e/{outside.name}")
-    source = Sources(scene.runtime.registry, scene.settings).of(scene.runtime.registry.version(MODEL, version))
+    Path(scene.settings.artifacts_destination).mkdir()
+    version = registered_without_run(scene, f"{scene.settings.artifacts_destination}/%2e%2e/%2e%2e/{outside.name}")
+    source = Sources(scene.runtime.registry, scene.settings).locate(scene.runtime.registry.version(MODEL, version))
     assert source.model_folder.files() == []
 
 
@@ -190,9 +198,9 @@ def test_folders_in_folders_without_end_are_given_up_after_a_bound(
 ) -> None:
     with endless_listing() as root:
         scene = make_scene(directory_settings, allowed_sources=(root,))
-        version = registered(scene, f"{root}/1/model")
-        source = Sources(scene.runtime.registry, scene.settings).of(scene.runtime.registry.version(MODEL, version))
-        with pytest.raises(SourceUnusableError, match="more than 10000 files and folders"):
+        version = registered_without_run(scene, f"{root}/1/model")
+        source = Sources(scene.runtime.registry, scene.settings).locate(scene.runtime.registry.version(MODEL, version))
+        with pytest.raises(SourceRefusedError, match="more than 10000 files and folders"):
             source.model_folder.files()
 
 
@@ -216,3 +224,53 @@ def test_a_source_in_the_folder_of_unfinished_uploads_is_refused(
 ) -> None:
     simulator.put_object(BUCKET, "_tmp/0123456789abcdef0123456789abcdef", SECRET)
     refusal(supabase_scene, registered(supabase_scene, f"supabase://{BUCKET}/_tmp"))
+
+
+def artifacts_of(scene: Scene, run_id: str) -> str:
+    return str(scene.client.get_run(run_id).info.artifact_uri)
+
+
+@pytest.mark.parametrize("form", ["{root}", "file://{root}/", "{root}/trainings"])
+@pytest.mark.parametrize("with_run", [True, False])
+def test_a_source_that_holds_other_runs_is_refused_and_shows_none_of_their_files(
+    directory_scene: Scene, form: str, with_run: bool
+) -> None:
+    scene = directory_scene
+    theirs = scene.log_run(files={"model/their-secret-name.onnx": SECRET, "model/other.onnx": SECRET})
+    source = form.format(root=scene.settings.artifacts_destination)
+    version = registered(scene, source) if with_run else registered_without_run(scene, source)
+    error = refusal(scene, version)
+    assert "is not read" in error
+    assert "their-secret-name" not in error
+    assert theirs not in error
+
+
+@pytest.mark.parametrize("form", ["{theirs}/model", "{own}/../../{id}/artifacts/model", "runs:/{id}/model"])
+def test_a_source_in_another_runs_artifacts_is_refused(directory_scene: Scene, form: str) -> None:
+    scene = directory_scene
+    other, run_id = scene.log_run(), scene.log_run()
+    source = form.format(theirs=artifacts_of(scene, other), own=artifacts_of(scene, run_id), id=other)
+    assert "the version's own run" in refusal(scene, scene.register(run_id, source=source))
+
+
+def test_a_folder_of_releases_is_no_source_of_a_version(
+    directory_scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = directory_scene
+    monkeypatch.setenv("SUPABASE_BRIDGE_HOME", str(scene.settings.home))
+    scene.train()
+    scene.work()
+    for source in (f"supabase://{BUCKET}", f"supabase://{BUCKET}//", f"supabase://{BUCKET}/{MODEL}"):
+        assert "is not read" in refusal(scene, registered_without_run(scene, source))
+
+
+def test_a_version_without_a_run_may_name_a_directory_below_an_operators_root(
+    make_scene: MakeScene, directory_settings: Settings, outside: Path
+) -> None:
+    (outside / "secret").unlink()
+    scene = make_scene(directory_settings, allowed_sources=(str(outside.parent),))
+    version = registered_without_run(scene, str(outside))
+    scene.promote(version)
+    scene.work()
+    assert scene.current() == version
+    assert "is not read" in refusal(scene, registered_without_run(scene, str(outside.parent)))

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from supabase_bridge.cli.logs import configure_logging
-from supabase_bridge.cli.terminal import LINE_LIMIT
-from supabase_bridge.documents import LIMIT_BYTES, RELEASE_NOTES_LIMIT, Manifest, Metrics, ModelMeta
-from supabase_bridge.errors import SourceUnusableError
-from supabase_bridge.outbox.events import EventState
-from tests.commands import Said, invoke
-from tests.consumers import Bucket
-from tests.registry_fixtures import MODEL, Scene, model_files
-from tests.simulators.hostile import Conversation, answer, hostile
+from supabase_bridge.cli.output import configure_logging
+from supabase_bridge.core.documents import RELEASE_NOTES_LIMIT, Manifest, Metrics, ModelMeta
+from supabase_bridge.core.events import EventState
+from supabase_bridge.core.json_objects import LIMIT_BYTES
+from supabase_bridge.core.text import LINE_LIMIT
+from supabase_bridge.mirror.errors import SourceRefusedError
+from tests.support.commands import Said, invoke
+from tests.support.consumers import Bucket
+from tests.support.scene import MODEL, Scene, model_files
+from tests.support.simulators.hostile import Conversation, answer, hostile
 
 CLEAR_SCREEN = "\x1b[2J\x1b[H"
 LINK = "\x1b]8;;https://evil.example\x07click\x1b]8;;\x07"
@@ -33,8 +34,12 @@ STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def steering(text: str) -> set[str]:
-    """The characters in a text that would do something to a terminal, line breaks aside."""
-    return {ascii(c) for c in text if unicodedata.category(c) in STEERING and c != "\n"}
+    """The characters in a text that change a terminal's state; line breaks and the colours of our own output aside."""
+    return {
+        ascii(c)
+        for c in re.sub(r"\x1b\[(0|1|31|32|33)m", "", text)
+        if unicodedata.category(c) in STEERING and c != "\n"
+    }
 
 
 def forged(said: Said) -> list[str]:
@@ -93,8 +98,8 @@ def test_a_log_line_cannot_be_forged_or_steer_a_terminal(text: str, capsys: pyte
         log = logging.getLogger("supabase_bridge.attack")
         log.warning("event: %s", text, extra={"model": text})
         try:
-            raise SourceUnusableError(text, text)
-        except SourceUnusableError:
+            raise SourceRefusedError(text, text)
+        except SourceRefusedError:
             log.exception("an event failed")
     finally:
         for logger, handlers, level, propagate in before:

@@ -10,11 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.databases import postgresql
-from tests.registry_fixtures import directory_settings, empty_database, make_scene, simulator
-
-__all__ = ["directory_settings", "empty_database", "make_scene", "postgresql", "simulator"]
-
 
 @pytest.fixture
 def runs() -> Iterator[Path]:
@@ -27,4 +22,4 @@ def runs() -> Iterator[Path]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Say how much of the matrix is wanted; known where the tests of this folder are asked for by its name."""
-    parser.addoption("--crash-every", type=int, help="kill a worker at every n-th point only (default: every eighth)")
+    parser.addoption("--crash-every", type=int, help="kill a worker at every n-th point only")

@@ -8,21 +8,26 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from supabase_bridge.object_store import Body, ObjectInfo, ObjectStore, Progress, PutOptions
-from supabase_bridge.outbox.events import Event, EventState
+from supabase_bridge.core.events import Event, EventState
 from supabase_bridge.outbox.queue import Outbox
+from supabase_bridge.releases.verify import VerifiedRelease
+from supabase_bridge.steps import preparation
+from supabase_bridge.steps.command import run_command
+from supabase_bridge.steps.records import StepRecords
+from supabase_bridge.storage.base import Body, ObjectInfo, ObjectStore, Progress, PutOptions
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mlflow import MlflowClient
 
 _T = TypeVar("_T")
+_RECORD, _COMMIT_TIME = StepRecords.record, StepRecords.commit_time
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,13 @@ class CountedStore:
     def ensure_bucket(self) -> None:
         self._effects("ensure_bucket", self._store.ensure_bucket)
 
-    def create(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
-        self._effects(f"create {key}", lambda: self._store.create(key, body, options, progress))
+    def create(self, key: str, body: bytes, options: PutOptions) -> None:
+        self._effects(f"create {key}", lambda: self._store.create(key, body, options))
 
-    def overwrite(self, key: str, body: Body, options: PutOptions, progress: Progress | None = None) -> None:
-        self._effects(f"overwrite {key}", lambda: self._store.overwrite(key, body, options, progress))
+    def overwrite(
+        self, key: str, body: Body, options: PutOptions, progress: Progress | None = None
+    ) -> ObjectInfo | None:
+        return self._effects(f"overwrite {key}", lambda: self._store.overwrite(key, body, options, progress))
 
     def read(self, key: str, *, limit_bytes: int) -> bytes:
         return self._store.read(key, limit_bytes=limit_bytes)
@@ -89,11 +96,14 @@ class CountedStore:
     def stat(self, key: str) -> ObjectInfo:
         return self._store.stat(key)
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._store.list(prefix)
+    def list(self, prefix: str, *, bucket_exists: bool = False) -> Iterator[ObjectInfo]:
+        return self._store.list(prefix, bucket_exists=bucket_exists)
 
-    def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> None:
-        self._effects(f"copy in {key}", lambda: self._store.copy_in(bucket, info, key, options))
+    def copy_in(self, bucket: str, info: ObjectInfo, key: str, options: PutOptions) -> ObjectInfo | None:
+        return self._effects(f"copy in {key}", lambda: self._store.copy_in(bucket, info, key, options))
+
+    def move(self, key: str, target: str) -> None:
+        self._effects(f"move to {target}", lambda: self._store.move(key, target))
 
     def delete(self, keys: Sequence[str]) -> None:
         self._effects(f"delete {keys}", lambda: self._store.delete(keys))
@@ -109,8 +119,20 @@ class CountedOutbox(Outbox):
         super().__init__(engine)
         self._effects = effects
 
-    def claim(self, worker: str, *, lease: timedelta, now: datetime | None = None) -> Event | None:
-        return self._effects("claim", lambda: super(CountedOutbox, self).claim(worker, now=now, lease=lease))
+    def claim(self, worker: str, **more: Any) -> Event | None:
+        return self._effects("claim", lambda: super(CountedOutbox, self).claim(worker, **more))
+
+    def start_upload(self, event: Event, version: int) -> None:
+        start = super().start_upload
+        self._effects(f"start upload {event.id}", lambda: start(event, version))
+
+    def end_upload(self, event: Event) -> None:
+        end = super().end_upload
+        self._effects(f"end upload {event.id}", lambda: end(event))
+
+    def supersede(self, event: Event, *arguments: Any, **more: Any) -> Sequence[int]:
+        supersede = super().supersede
+        return self._effects(f"supersede {event.id}", lambda: supersede(event, *arguments, **more))
 
     def finish(
         self, event: Event, worker: str, state: EventState, outcome: str, *, now: datetime | None = None
@@ -118,9 +140,26 @@ class CountedOutbox(Outbox):
         finish = super().finish
         self._effects(f"finish {event.id}", lambda: finish(event, worker, state, outcome, now=now))
 
-    def postpone(self, event: Event, worker: str, reason: str, *, until: datetime) -> None:
+    def postpone(self, event: Event, worker: str, reason: str, **more: Any) -> None:
         postpone = super().postpone
-        self._effects(f"postpone {event.id}: {reason}", lambda: postpone(event, worker, reason, until=until))
+        self._effects(f"postpone {event.id}: {reason}", lambda: postpone(event, worker, reason, **more))
+
+
+def count_steps(effects: Effects) -> None:
+    """Make each command of a step, and each record of one, a side effect of this process."""
+
+    def counted_run(command: Sequence[str], *arguments: Any, **more: Any) -> str | None:
+        return effects(f"run {command[-1]}", lambda: run_command(command, *arguments, **more))
+
+    def counted_record(self: StepRecords, release: VerifiedRelease, step: str) -> None:
+        effects(f"record {step}", lambda: _RECORD(self, release, step))
+
+    def counted_time(self: StepRecords, event_id: int, channel: str, now: datetime) -> datetime:
+        return effects(f"commit time {event_id}", lambda: _COMMIT_TIME(self, event_id, channel, now))
+
+    vars(preparation)["run_command"] = counted_run
+    for name, counted in (("record", counted_record), ("commit_time", counted_time)):
+        setattr(StepRecords, name, counted)
 
 
 class CountedClient(MlflowClient):

@@ -21,15 +21,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine.default import DefaultDialect
 
-from supabase_bridge.config import Settings
-from supabase_bridge.worker import Worker
+from supabase_bridge.settings.model import Settings
+from supabase_bridge.worker.worker import Worker
 from tests.crash.driver import QUERIES, RECOVERED_AT, STARTED_AT, forked, recorded
 from tests.crash.effects import Effects, Kill
-from tests.databases import copy_sqlite
+from tests.support.databases import copy_sqlite
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from supabase_bridge.registry_watching import watching
+    from supabase_bridge.app.runtime import open_runtime
 
 
 _RENEWAL = "UPDATE supabase_outbox SET leased_until_ms="
@@ -61,13 +61,13 @@ def count_commits(effects: Effects) -> None:
 
 def follow(settings: Settings, url: str, now: datetime) -> None:
     """Look once at a server, and carry out what is due."""
-    with watching(settings, url) as made:
-        made.watch.poll()
+    with open_runtime(settings, remote=url) as made:
+        made.poller.poll()
         worker = Worker(
             name=f"worker {os.getpid()}",
             settings=settings,
-            outbox=made.runtime.outbox,
-            processor=made.runtime.processor,
+            outbox=made.outbox,
+            processor=made.processor,
             clock=lambda: now,
         )
         worker.drain()

@@ -1,5 +1,8 @@
 """Promotions from many clients at once while storage fails and workers are killed; afterwards nothing may be missing.
 
+Every model has two channels, one moved by a stage and one by an alias, and a version that no worker can read. An
+operator rolls channels back meanwhile.
+
 `python -m tests.crash.soak` is the long form; it needs PostgreSQL, takes minutes, and prints its figures.
 """
 
@@ -9,26 +12,29 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 
-from supabase_bridge.channels import winning_arrival
-from supabase_bridge.config import FILE_NAME, Settings
-from supabase_bridge.documents import Manifest
-from supabase_bridge.layout import ChannelKeys
-from supabase_bridge.outbox.events import DEFAULT_WORKSPACE, Event, EventKind, EventState
-from supabase_bridge.outbox.opening import open_outbox
-from supabase_bridge.outbox.queue import Outbox
-from tests.crash.soak_parts import BUCKET, Clients, Workers, faults, until
+from supabase_bridge.core.documents import Manifest
+from supabase_bridge.core.events import DEFAULT_WORKSPACE, Event, EventKind, EventState, Triggers, effective_assignment
+from supabase_bridge.core.layout import ChannelPaths
+from supabase_bridge.outbox.queue import Outbox, open_outbox
+from supabase_bridge.settings.model import FILE_NAME, Settings
+from tests.crash.driver import UNMOUNTED
+from tests.crash.soak_parts import ALIAS, BUCKET, Clients, Rollbacks, Workers, faults
 from tests.crash.soak_reader import Reader
-from tests.databases import running_postgresql
-from tests.e2e.processes import mlflow_command, serving, surroundings
-from tests.registry_fixtures import supabase_environment
-from tests.simulators.storage import StorageSimulator
+from tests.support.databases import running_postgresql
+from tests.support.processes import mlflow_command, serving, surroundings
+from tests.support.scene import registry_client, supabase_environment
+from tests.support.served import until
+from tests.support.simulators.storage import StorageSimulator
+
+LATEST = Triggers(channel="latest", stages=("Production",), aliases=())
+CHAMPION = Triggers(channel=ALIAS, stages=(), aliases=(ALIAS,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,7 @@ class Plan:
         clients: How many promote at the same time.
         pause: How long a client waits after a promotion at most, in seconds.
         kill_every: How long a worker lives before one of them is killed, in seconds.
+        kills: How many are killed at most: where a worker starts more slowly than that, none would do anything.
         faulty: Which part of the storage requests goes wrong.
         limit_seconds: Within how long everything must be done once the last promotion was answered.
         longest_seconds: How long any promotion may take from the change in the registry to its event's end.
@@ -53,6 +60,7 @@ class Plan:
     clients: int = 8
     pause: float = 4.0
     kill_every: float = 5.0
+    kills: int = 25
     faulty: float = 0.05
     limit_seconds: float = 400.0
     longest_seconds: float = 60.0
@@ -63,6 +71,7 @@ class Figures:
     """What a soak came to; latencies are from the change in the registry to the event's end, in seconds."""
 
     promotions: int
+    rollbacks: int
     events: int
     switches: int
     superseded: int
@@ -95,24 +104,43 @@ def soak(plan: Plan, directory: Path, database_url: str, simulator: StorageSimul
         clients.register()
         for fault in faults(plan.faulty):
             simulator.inject(fault)
+        for model in clients.models:
+            registry_client(settings).create_model_version(model, str(directory / UNMOUNTED / "model"))
         workers = stack.enter_context(Workers(plan.workers, settings.home, environment, directory))
         until(lambda: _mirrored(outbox, plan), "every version to be mirrored", limit_seconds=plan.limit_seconds)
         reader = stack.enter_context(Reader(simulator, clients.models))
-        stop_killing = stack.enter_context(workers.killed_every(plan.kill_every))
+        stop_killing = stack.enter_context(workers.killed_every(plan.kill_every, plan.kills))
+        rollbacks = stack.enter_context(Rollbacks(clients.models, settings.home, environment, directory))
         clients.promote(plan.promotions, at_once=plan.clients, pause=plan.pause)
+        rollbacks.stop()
+        _replace_blocked(clients)
         answered = time.monotonic()
-        until(lambda: not _pending(outbox), "every event to be done with", limit_seconds=plan.limit_seconds)
+        until(
+            lambda: not _pending(outbox, clients.blocked),
+            "every event to be done with",
+            limit_seconds=plan.limit_seconds,
+        )
         drained_after = time.monotonic() - answered
         stop_killing.set()
         workers.stop()
         events = list(outbox.events())
-        switches = sum(_check_model(simulator, outbox, clients, model) for model in clients.models)
+        switches = 0
+        for model in clients.models:
+            stages, aliases = clients.stages(model), clients.aliases(model)
+            switches += _check_channel(
+                simulator, outbox, model, LATEST, {number for number in stages if stages[number] == "Production"}
+            )
+            switches += _check_channel(
+                simulator, outbox, model, CHAMPION, {number for number in aliases if ALIAS in aliases[number]}
+            )
     reader.check()
-    assert [event for event in events if event.state not in {EventState.DONE, EventState.SUPERSEDED}] == []
-    latencies = _latencies(events)
+    ended = {EventState.DONE, EventState.SUPERSEDED}
+    assert [event for event in events if event.state not in ended and not _of_blocked(event, clients.blocked)] == []
+    latencies = _latencies([event for event in events if event.version != clients.blocked])
     assert latencies["latency_longest"] <= plan.longest_seconds
     return Figures(
         promotions=clients.promoted,
+        rollbacks=rollbacks.done,
         events=len(events),
         switches=switches,
         superseded=sum(event.state is EventState.SUPERSEDED for event in events),
@@ -141,7 +169,9 @@ def _latencies(events: Sequence[Event]) -> dict[str, float]:
 def _settings(home: Path, environment: Mapping[str, str]) -> Settings:
     """What everybody works by: a killed worker's event is free again soon, and a failed one is due again soon."""
     home.mkdir()
-    (home / FILE_NAME).write_text("lease = 4\nretry_cap = 3\npoll_interval = 0.2\nrequest_timeout = 5\n")
+    times = "lease = 4\nretry_cap = 3\npoll_interval = 0.2\nrequest_timeout = 5\n"
+    sources = json.dumps([str(home.parent / UNMOUNTED)])
+    (home / FILE_NAME).write_text(f'{times}allowed_sources = {sources}\n[channels.aliases]\n{ALIAS} = "{ALIAS}"\n')
     return Settings.load(home=home, environ=environment)
 
 
@@ -153,8 +183,22 @@ def _server(stack: ExitStack, settings: Settings, directory: Path, environment: 
     return stack.enter_context(serving([*command, *stores, artifacts], cwd=cwd, env=environment))
 
 
-def _pending(outbox: Outbox) -> bool:
-    return next(iter(outbox.events(states=[EventState.PENDING])), None) is not None
+def _of_blocked(event: Event, blocked: int) -> bool:
+    """Return whether the event waits for ever: it makes the release of a version that no worker can read."""
+    return event.version == blocked and event.kind is EventKind.VERSION_CREATED
+
+
+def _pending(outbox: Outbox, blocked: int) -> bool:
+    return any(not _of_blocked(event, blocked) for event in outbox.events(states=[EventState.PENDING]))
+
+
+def _replace_blocked(clients: Clients) -> None:
+    """Promote another version where a channel waits for the one that cannot be read, so that everything can end."""
+    for model in clients.models:
+        if clients.stages(model)[clients.blocked] == "Production":
+            clients.promote_version(model, 1)
+        if ALIAS in clients.aliases(model)[clients.blocked]:
+            clients.set_alias(model, 1)
 
 
 def _mirrored(outbox: Outbox, plan: Plan) -> bool:
@@ -162,27 +206,37 @@ def _mirrored(outbox: Outbox, plan: Plan) -> bool:
     return len(done) == plan.models * plan.versions
 
 
-def _check_model(simulator: StorageSimulator, outbox: Outbox, clients: Clients, model: str) -> int:
-    """No switch lost, none doubled, and consumers see what the registry says; returns the number of switches."""
-    keys = ChannelKeys(model_key=model, channel="latest")
-    entries = [simulator.object_bytes(BUCKET, key) for key in simulator.object_keys(BUCKET, keys.history_prefix)]
+def _check_channel(
+    simulator: StorageSimulator, outbox: Outbox, model: str, triggers: Triggers, holders: Collection[int]
+) -> int:
+    """No switch lost, none doubled, and consumers see what the registry says; returns the number of switches.
+
+    Args:
+        holders: The versions that hold the channel's stage or alias.
+    """
+    paths = ChannelPaths(model_key=model, channel=triggers.channel)
+    entries = [simulator.object_bytes(BUCKET, key) for key in simulator.object_keys(BUCKET, paths.history_prefix)]
     log = [Manifest.parse(entry) for entry in entries]
     assert [entry.sequence for entry in log] == list(range(1, len(log) + 1))
     causes = [entry.cause.event_id for entry in log if entry.cause is not None]
     assert causes == sorted(set(causes), key=lambda event: event or 0), f"{model}: {causes}"
     for before, after in pairwise(log):
-        assert after.previous[0].run_id == before.current.run_id, (
+        # The same release again: an entry that bars a worker which lost its lease.
+        repeated = after.current.run_id == before.current.run_id and after.previous == before.previous
+        assert repeated or after.previous[0].run_id == before.current.run_id, (
             f"{model}: entry {after.sequence} forgets the one before"
         )
     for entry, event_id in zip(log, causes, strict=True):
         # Superseded too: a worker was killed behind the entry, and a later promotion came before it was tried again.
         event = outbox.get(event_id or 0)
-        assert (event.model, event.kind) == (model, EventKind.STAGE_CHANGED)
-        assert event.version == entry.current.model_version or event.previous_stage == "Production"
-    arrivals = outbox.arrivals(DEFAULT_WORKSPACE, model, stages=["Production"], aliases=[])
-    stages = clients.stages(model)
-    winner = winning_arrival(arrivals, lambda arrival: stages[arrival.version or 0] == "Production")
-    assert simulator.object_bytes(BUCKET, keys.manifest) == entries[-1]
+        assert event.model == model
+        assert event.version == entry.current.model_version or triggers.unassigns(event)
+    assignments = outbox.assignments(DEFAULT_WORKSPACE, model, triggers)
+    winner = effective_assignment(assignments, lambda arrival: arrival.version in holders)
+    if not entries:
+        assert winner is None
+        return 0
+    assert simulator.object_bytes(BUCKET, paths.manifest) == entries[-1]
     assert winner is not None
     assert log[-1].current.model_version == winner.version, f"{model} lost the promotion of version {winner.version}"
     return len(log)

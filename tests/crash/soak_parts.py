@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
 import subprocess
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.commands import EXECUTABLE
-from tests.registry_fixtures import tiny_onnx
-from tests.simulators.storage import (
+from tests.support.commands import EXECUTABLE
+from tests.support.scene import tiny_onnx
+from tests.support.simulators.storage import (
     Action,
     CutAfterHandling,
     CutBeforeHandling,
@@ -30,9 +30,12 @@ from tests.simulators.storage import (
 )
 
 BUCKET = "models"
+ALIAS = "champion"
+"""Moves the channel of the same name."""
 FIRST_END = 1_761_903_512_000
 _LIMIT_SECONDS = 120
-_LOOK_SECONDS = 0.01
+_PAUSE_SECONDS = 5.0
+"""Between two rollbacks; a command takes seconds of the processor by itself."""
 
 
 def faults(part: float) -> list[Fault]:
@@ -48,24 +51,17 @@ def faults(part: float) -> list[Fault]:
     return [Fault(action=action, probability=part / len(actions)) for action in actions]
 
 
-def until(reached: Callable[[], bool], what: str, *, limit_seconds: float) -> None:
-    """Wait for a state.
-
-    Raises:
-        AssertionError: the time is over.
-    """
-    deadline = time.monotonic() + limit_seconds
-    pause = threading.Event()
-    while not reached():
-        assert time.monotonic() < deadline, f"waited {limit_seconds:.0f} seconds for {what}"
-        pause.wait(0.2)
-
-
 class Clients:
-    """People and jobs that promote through MLflow's REST interface, each call on any of the servers."""
+    """People and jobs that promote through MLflow's REST interface, each call on any of the servers.
+
+    Attributes:
+        blocked: The number of each model's version that no worker can read; it is promoted like the others.
+        promoted: How many promotions were answered with a success.
+    """
 
     def __init__(self, urls: Sequence[str], *, models: int, versions: int) -> None:
         self._urls = urls
+        self.blocked = versions + 1
         self._versions = versions
         self._random = random.Random(1)
         self.models = [f"model_{number}" for number in range(models)]
@@ -79,18 +75,20 @@ class Clients:
             list(pool.map(self._register_versions, self.models))
 
     def promote(self, count: int, *, at_once: int, pause: float) -> None:
-        """Promote versions at random until so many promotions were answered with a success."""
+        """Promote versions at random, by stage or by alias, until so many promotions were answered with a success."""
         left = threading.Semaphore(count)
         done: list[int] = []
 
         def work(_: int) -> None:
             waiting = threading.Event()
             while left.acquire(blocking=False):
+                move = self._random.choice((self.promote_version, self.promote_version, self.set_alias))
                 try:
-                    self._promote(self._random.choice(self.models), self._random.randint(1, self._versions))
+                    move(self._random.choice(self.models), self._random.randint(1, self.blocked))
                 except urllib.error.HTTPError as error:
-                    # Two that archive each other's versions at the same moment: the database refuses one of them.
-                    assert error.code >= 500, error.read()  # noqa: PT017 - an answer, not a raised assertion
+                    # Two that change the same versions or alias at the same moment: the database refuses one of them.
+                    answer = error.read()
+                    assert error.code >= 500 or b"UniqueViolation" in answer, answer  # noqa: PT017 - no raised assertion
                     left.release()
                 else:
                     done.append(1)
@@ -100,14 +98,31 @@ class Clients:
             list(pool.map(work, range(at_once)))
         self.promoted = len(done)
 
+    def promote_version(self, model: str, version: int) -> None:
+        """Move a version to Production, and archive the others there."""
+        self._post(
+            "model-versions/transition-stage",
+            name=model,
+            version=str(version),
+            stage="Production",
+            archive_existing_versions=True,
+        )
+
+    def set_alias(self, model: str, version: int) -> None:
+        """Give the alias to a version."""
+        self._post("registered-models/alias", name=model, alias=ALIAS, version=str(version))
+
     def stages(self, model: str) -> dict[int, str]:
         """Every version's stage."""
-        return {
-            number: self._call("GET", f"mlflow/model-versions/get?name={model}&version={number}")["model_version"][
-                "current_stage"
-            ]
-            for number in range(1, self._versions + 1)
-        }
+        numbers = range(1, self.blocked + 1)
+        return {number: self._version(model, number)["current_stage"] for number in numbers}
+
+    def aliases(self, model: str) -> dict[int, list[str]]:
+        """Every version's aliases."""
+        return {number: self._version(model, number).get("aliases", []) for number in range(1, self.blocked + 1)}
+
+    def _version(self, model: str, number: int) -> Any:
+        return self._call("GET", f"mlflow/model-versions/get?name={model}&version={number}")["model_version"]
 
     def _register_versions(self, model: str) -> None:
         for number in range(1, self._versions + 1):
@@ -120,15 +135,6 @@ class Clients:
             source = f"{run['artifact_uri']}/model"
             self._post("model-versions/create", name=model, source=source, run_id=run["run_id"])
 
-    def _promote(self, model: str, version: int) -> None:
-        self._post(
-            "model-versions/transition-stage",
-            name=model,
-            version=str(version),
-            stage="Production",
-            archive_existing_versions=True,
-        )
-
     def _post(self, call: str, **body: object) -> Any:
         return self._call("POST", f"mlflow/{call}", json.dumps(body).encode())
 
@@ -138,6 +144,48 @@ class Clients:
         request = urllib.request.Request(url, body, headers, method=method)
         with urllib.request.urlopen(request, timeout=_LIMIT_SECONDS) as answer:
             return json.loads(answer.read() or b"{}")
+
+
+class Rollbacks:
+    """An operator who rolls channels back, one after the other, while all others work.
+
+    Attributes:
+        done: How many succeeded. One that meets a failing storage, or a channel without an earlier release, does not.
+    """
+
+    def __init__(self, models: Sequence[str], home: Path, environment: Mapping[str, str], directory: Path) -> None:
+        self._models = models
+        self._home, self._environment, self._directory = home, environment, directory
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._unexpected: list[str] = []
+        self.done = 0
+
+    def __enter__(self) -> Rollbacks:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def stop(self) -> None:
+        """Let the operator end the last command; every command that failed must have said why."""
+        self._stop.set()
+        self._thread.join()
+        assert self._unexpected == [], self._unexpected
+
+    def _run(self) -> None:
+        targets = itertools.cycle([(model, channel) for model in self._models for channel in ("latest", ALIAS)])
+        while not self._stop.wait(_PAUSE_SECONDS):
+            model, channel = next(targets)
+            command = [str(EXECUTABLE), "rollback", model, "--channel", channel, "--home", str(self._home)]
+            ended = subprocess.run(
+                command, cwd=self._directory, env=self._environment, capture_output=True, text=True, check=False
+            )
+            self.done += ended.returncode == 0
+            if ended.returncode and ("Traceback" in ended.stderr or "Error: " not in ended.stderr):
+                self._unexpected.append(ended.stderr)
 
 
 class Workers:
@@ -159,13 +207,13 @@ class Workers:
             process.wait()
 
     @contextmanager
-    def killed_every(self, seconds: float) -> Iterator[threading.Event]:
-        """Kill one after the other by SIGKILL, until the event is set."""
+    def killed_every(self, seconds: float, times: int) -> Iterator[threading.Event]:
+        """Kill one after the other by SIGKILL, so many in all, until the event is set."""
         stop = threading.Event()
 
         def kill() -> None:
             number = 0
-            while not stop.wait(seconds):
+            while self.killed < times and not stop.wait(seconds):
                 number = (number + 1) % self._count
                 self._processes[number].kill()
                 self._processes[number].wait()

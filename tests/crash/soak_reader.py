@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
-from supabase_bridge.documents import Manifest, ModelMeta
-from supabase_bridge.layout import ChannelKeys, ReleaseKeys, RunId
+from supabase_bridge.core.documents import Manifest, ModelMeta
+from supabase_bridge.core.layout import ChannelPaths, ReleasePaths, RunId
 from tests.crash.soak_parts import BUCKET
-from tests.simulators.storage import StorageSimulator
+from tests.support.simulators.storage import StorageSimulator
 
 _LOOK_SECONDS = 0.01
 
@@ -70,17 +70,17 @@ class Reader:
 
     def _check_files(self, manifest: Manifest) -> None:
         current = manifest.current
-        keys = ReleaseKeys(model_key=manifest.model_name, run_id=RunId.parse(current.run_id))
+        paths = ReleasePaths(model_key=manifest.model_name, run_id=RunId.parse(current.run_id))
         ModelMeta.parse(self._simulator.object_bytes(BUCKET, current.meta_path))
-        assert {keys.file(name) for name in current.files} >= {
+        assert {paths.file(name) for name in current.files} >= {
             current.onnx_path,
             current.meta_path,
             current.metrics_path,
         }
         for name, record in current.files.items():
-            data = self._simulator.object_bytes(BUCKET, keys.file(name))
+            data = self._simulator.object_bytes(BUCKET, paths.file(name))
             assert (len(data), hashlib.sha256(data).hexdigest()) == (record.size_bytes, record.sha256), name
 
 
 def _manifest_key(model: str) -> str:
-    return ChannelKeys(model_key=model, channel="latest").manifest
+    return ChannelPaths(model_key=model, channel="latest").manifest

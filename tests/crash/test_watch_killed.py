@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash.matrix import Outcome
-from tests.e2e.remote_registry import Remote, stock_server
-from tests.registry_fixtures import files_below
+from tests.support.remote_registry import Remote, stock_server
+from tests.support.scene import files_below
 
 _DRIVER = "from tests.crash.following import main; main()"
 _LIMIT_SECONDS = 600
@@ -24,6 +24,7 @@ def lasting(home: Path) -> dict[str, bytes]:
     return {key: data for key, data in files_below(home / "supabase" / "models").items() if not key.startswith("_tmp/")}
 
 
+@pytest.mark.exhaustive
 def test_killed_before_or_after_any_commit_of_a_look_nothing_is_lost_or_doubled(
     tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from supabase_bridge.config import Settings
+from supabase_bridge.settings.model import Settings
+from tests.crash.driver import MODEL, UNMOUNTED
 from tests.crash.matrix import Combination, check_points
-from tests.databases import DatabaseServer
-from tests.e2e.served import until
-from tests.project_artifacts import settings_in_project, train_in_project
-from tests.registry_fixtures import MakeScene, files_below, supabase_environment
-from tests.simulators.faults import Fault, Hang
-from tests.simulators.storage import StorageSimulator
+from tests.support.databases import DatabaseServer
+from tests.support.project_artifacts import settings_in_project, train_in_project
+from tests.support.scene import MakeScene, Scene, files_below, supabase_environment
+from tests.support.simulators.storage import StorageSimulator
 
-EVERY = 8
-"""Which points are taken where nothing else is asked for: every eighth, others on each of the four combinations."""
-COPYING_EVERY = 15
-
-_COPY = """
-import sys
-from datetime import timedelta
-from supabase_bridge.secret import Secret
-from supabase_bridge.object_store import PutOptions
-from supabase_bridge.object_store.digest import digests_of
-from supabase_bridge.object_store.supabase import SupabaseStore
-releases, artifacts = [
-    SupabaseStore(url=sys.argv[1], key=Secret(sys.argv[2]), bucket=bucket, timeout=timedelta(seconds=60))
-    for bucket in ("models", "artifacts")
-]
-known = digests_of(b"weights")
-releases.copy_in("artifacts", artifacts.stat("a"), "m/a", PutOptions(sha256=known.sha256, md5=known.md5))
-"""
+EVERY, COPYING_EVERY, STEPS_EVERY = 24, 40, 100
+"""Which points are taken without `--crash-every`."""
 
 
 def combination(store: str, request: pytest.FixtureRequest) -> Combination:
@@ -51,8 +32,17 @@ def combination(store: str, request: pytest.FixtureRequest) -> Combination:
     return Combination(environment=supabase_environment(simulator), objects=objects)
 
 
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-@pytest.mark.parametrize("store", ["directory", "simulator"])
+def register_unreadable(scene: Scene) -> None:
+    """Register a version whose files are on a disk that is not mounted."""
+    source = scene.settings.home / UNMOUNTED / "model"
+    scene.client.create_model_version(MODEL, str(source))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("store", "database"),
+    [(store, database) for store in ("directory", "simulator") for database in ("sqlite", "postgresql")],
+)
 def test_a_killed_worker_is_made_good_by_the_next_one(
     store: str,
     database: str,
@@ -72,11 +62,13 @@ def test_a_killed_worker_is_made_good_by_the_next_one(
     scene = make_scene(directory_settings, **changes)
     for metrics in ({"recall_at_20": 0.25}, {"recall_at_20": 0.375}):
         scene.train(metrics=metrics)
+    register_unreadable(scene)
     first = (2 * (store == "simulator") + (database == "postgresql")) % every
     count = check_points(stage, scene.settings.home, runs, first=first, every=every)
     tell(f"killed workers: {count} points covered on {store} and {database}")
 
 
+@pytest.mark.exhaustive
 def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next_one(
     make_scene: MakeScene,
     directory_settings: Settings,
@@ -90,6 +82,7 @@ def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next
     scene = make_scene(settings_in_project(directory_settings, simulator, monkeypatch))
     for metrics in ({"recall_at_20": 0.25}, {"recall_at_20": 0.375}):
         train_in_project(scene, tmp_path / "trainings", metrics=metrics)
+    register_unreadable(scene)
     stage = replace(combination("simulator", request), environment={})
     every: int = request.config.getoption("--crash-every", None) or COPYING_EVERY
     count = check_points(stage, scene.settings.home, runs, first=0, every=every)
@@ -97,17 +90,21 @@ def test_a_killed_worker_that_copies_within_the_project_is_made_good_by_the_next
     tell(f"killed workers: {count} points covered on the simulator, copying")
 
 
-def test_a_worker_killed_between_copy_and_move_leaves_nothing_that_the_next_one_trips_over(
-    simulator: StorageSimulator,
+@pytest.mark.exhaustive
+def test_a_killed_worker_with_a_step_is_made_good_by_the_next_one(
+    make_scene: MakeScene,
+    directory_settings: Settings,
+    runs: Path,
+    request: pytest.FixtureRequest,
+    tell: Callable[[str], None],
 ) -> None:
-    simulator.put_object("models", "other", b"")
-    simulator.put_object("artifacts", "a", b"weights")
-    simulator.inject(Fault(action=Hang(), path_contains="/object/move"))
-    command = [sys.executable, "-c", _COPY, simulator.url, simulator.service_key]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
-        until(lambda: bool(simulator.object_keys("models", "_tmp/")), "the copy to be made", limit_seconds=60)
-        process.kill()
-    simulator.clear_faults()
-    assert simulator.object_keys("models", "m/") == []
-    assert subprocess.run(command, check=False, cwd=Path(__file__).parents[2]).returncode == 0
-    assert simulator.object_bytes("models", "m/a") == b"weights"
+    stage = replace(combination("directory", request), steps=True)
+    scene = make_scene(directory_settings)
+    for metrics in ({"recall_at_20": 0.25}, {"recall_at_20": 0.375}):
+        scene.train(metrics=metrics)
+    register_unreadable(scene)
+    every: int = request.config.getoption("--crash-every", None) or STEPS_EVERY
+    count = check_points(stage, scene.settings.home, runs, first=0, every=every)
+    for effect in ("run test -e", "record load", "commit time"):
+        assert any(effect in path.read_text() for path in runs.glob("undisturbed-*/effects"))
+    tell(f"killed workers: {count} points covered with a step before each activation")

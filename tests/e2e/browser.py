@@ -10,9 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, TimeoutError, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Error,
+    HttpCredentials,
+    Locator,
+    Page,
+    TimeoutError,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
-from tests.requirements_on_machine import program
+from tests.support.machine import program
 
 logger = logging.getLogger(__name__)
 
@@ -64,10 +75,55 @@ class RegistryPages:
         page.on("pageerror", self._keep_exception)
 
     def open(self, model: str, version: int) -> None:
-        """Show a version as a reader who wants stages sees it: with "New model registry UI" switched off."""
+        """Show a version in MLflow's default UI."""
         self._page.goto(f"{self._url}/#/models/{model}/versions/{version}")
+        self.expect_version(version)
+
+    def reload(self, version: int) -> None:
+        """Load the page of the version shown again: a page that was loaded before a version's first tag folds them."""
+        self._page.reload()
+        self.expect_version(version)
+
+    def expect_version(self, version: int) -> None:
+        """Wait until the page shows a version with this number."""
         title = self._page.get_by_role("heading", name=f"Version {version}", exact=True)
         expect(title).to_be_visible(timeout=_LIMIT_MS)
+
+    def set_alias(self, alias: str) -> float:
+        """Give the version shown its first alias; returns when Save was clicked, by the monotonic clock."""
+        self._page.get_by_role("button", name="Add").first.click()
+        dialog = self._page.get_by_role("dialog").filter(has_text="alias")
+        entry = dialog.get_by_role("combobox")
+        entry.fill(alias)
+        entry.press("Enter")
+        save = dialog.get_by_role("button", name="Save aliases")
+        # The dialog's entrance is not part of what the caller measures.
+        save.click(trial=True)
+        clicked = time.monotonic()
+        save.click()
+        return clicked
+
+    def expect_alert(self, text: str) -> None:
+        """Wait until the dialog over the page shows an error."""
+        alert = self._page.get_by_role("dialog").get_by_role("alert")
+        expect(alert).to_contain_text(text, timeout=_LIMIT_MS)
+
+    def expect_alias(self, alias: str) -> None:
+        """Wait until the page shows that the version has an alias."""
+        shown = self._page.get_by_text(f"@ {alias}", exact=True).or_(self._page.get_by_text(alias, exact=True))
+        expect(shown.first).to_be_visible(timeout=_LIMIT_MS)
+
+    def promote_into(self, model: str) -> None:
+        """Copy the version shown into another registered model by "Promote model"."""
+        self._page.get_by_role("button", name="Promote model").click()
+        dialog = self._page.get_by_role("dialog").filter(has_text="Copy to model")
+        dialog.get_by_role("combobox").fill(model)
+        self._page.locator("[class*=select-item-option]").filter(has_text=model).first.click()
+        dialog.get_by_role("button", name="Promote", exact=True).click()
+
+    def open_with_stages(self, model: str, version: int) -> None:
+        """Show a version as a reader who wants stages sees it: with "New model registry UI" switched off."""
+        self.open(model, version)
         switch = self._page.get_by_role("switch", name="New model registry UI")
         expect(switch).to_be_visible(timeout=_LIMIT_MS)
         if switch.is_checked():
@@ -137,16 +193,22 @@ class RegistryPages:
 
 
 @contextmanager
-def registry_pages(browser: Browser, url: str, failures: Path) -> Iterator[RegistryPages]:
-    """A tab of its own, of a person who has been there before; what it shows when the test fails is kept as a picture.
+def registry_pages(
+    browser: Browser, url: str, failures: Path, *, first_visit: bool = False, user: HttpCredentials | None = None
+) -> Iterator[RegistryPages]:
+    """A tab of its own; what it shows when the test fails is kept as a picture.
 
     Args:
+        first_visit: A person who has never been there, instead of one who has dismissed what greets newcomers.
+        user: Who answers the server's question for a name and a password.
         browser: Where.
         url: The MLflow server.
         failures: An existing directory for the picture.
     """
-    with browser.new_context(viewport={"width": 1400, "height": 1000}, locale="en-US") as context:
-        context.add_init_script(_NOT_THE_FIRST_VISIT)
+    size: ViewportSize = {"width": 1400, "height": 1000}
+    with browser.new_context(viewport=size, locale="en-US", http_credentials=user) as context:
+        if not first_visit:
+            context.add_init_script(_NOT_THE_FIRST_VISIT)
         context.set_default_timeout(_LIMIT_MS)
         page = context.new_page()
         try:

@@ -1,11 +1,12 @@
 // Reads options as JSON from standard input, resolves and fetches with the example's own file, and prints what came of it.
 // A step: {options} of its own; {put} before it; {manifest}, the bytes in base64 to answer every request with; {now} in ms;
 // {previous: true} gives back the last release; {fetch} a file, of that release as {release} changes it.
+import { Buffer } from "node:buffer";
+import process from "node:process";
+import { text } from "node:stream/consumers";
 import { canonical, fetchFile, resolve } from "../../examples/edge-function/release.mjs";
 
-const chunks = [];
-for await (const chunk of process.stdin) chunks.push(chunk);
-const { steps, options } = JSON.parse(Buffer.concat(chunks).toString());
+const { steps, options } = JSON.parse(await text(process.stdin));
 const said = [];
 let previous;
 
@@ -27,10 +28,10 @@ for (const step of steps) {
     const { signed: urls, ...given } = { ...options, ...step.options };
     const release = await resolve({ ...given, ...own(step, urls), previous: step.previous ? previous : undefined });
     previous = release;
-    const { runId, sequence, signed, keyId, onnxPath } = release;
+    const { runId, sequence, signed, keyId, onnxPath, userOnnxPath } = release;
     const changed = step.release ? { ...release, ...step.release } : release;
     const file = step.fetch === undefined ? undefined : Buffer.from(await fetchFile(changed, step.fetch || undefined)).toString("base64");
-    said.push({ runId, sequence, signed, keyId, onnxPath, file, frozen: Object.isFrozen(release.files) });
+    said.push({ runId, sequence, signed, keyId, onnxPath, userOnnxPath, file, frozen: Object.isFrozen(release.files) });
   } catch (error) {
     said.push(error.name === "ReleaseError" ? { code: error.code, message: error.message } : { code: `raw: ${error.stack}` });
   }

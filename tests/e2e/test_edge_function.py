@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Any
 import pytest
 import rfc8785
 
-from tests.consumers import BUCKET, FIRST, LATEST, MODEL, SECOND, Bucket, new_signer
-from tests.edge_function import DRIVER, drive, explain, pem
-from tests.requirements_on_machine import program
-from tests.simulators.hostile import answer, hostile
-from tests.simulators.storage import StorageSimulator
+from tests.support.consumers import BUCKET, FIRST, LATEST, MODEL, SECOND, Bucket, new_signer
+from tests.support.edge_function import EXAMPLE, drive, explain, pem, serving
+from tests.support.peers import node
+from tests.support.simulators.hostile import answer, hostile
+from tests.support.simulators.storage import StorageSimulator
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-ISOLATE = Path(__file__).with_name("edge_function_isolate.mjs")
-EXAMPLE = DRIVER.parents[2] / "examples" / "edge-function"
 ONNX = f"{MODEL}_{FIRST}.onnx"
 
 
@@ -53,8 +50,9 @@ def project() -> Iterator[Project]:
         yield Project(simulator)
 
 
-def test_it_resolves_and_fetches_what_python_wrote_and_signed(project: Project) -> None:
-    (said,) = project.drive({"fetch": ""})
+@pytest.mark.parametrize("runtime", ["Deno", "Node"])
+def test_it_resolves_and_fetches_what_python_wrote_and_signed(project: Project, runtime: str) -> None:
+    (said,) = explain(project.options, {"fetch": ""}, runtime=[node()] if runtime == "Node" else None)
     assert base64.b64decode(said.pop("file")) == project.bucket.files(FIRST)[ONNX]
     assert said == {
         "runId": FIRST,
@@ -109,6 +107,17 @@ def test_the_golden_signed_manifest_is_believed_by_the_key_that_signed_it() -> N
         assert drive({**options, "trustedKeys": [pem(new_signer())]}) == [{"code": "unknown-key"}]
 
 
+def test_the_golden_manifest_with_towers_and_features_is_read_whole() -> None:
+    with StorageSimulator() as simulator:
+        simulator.put_object(BUCKET, LATEST.manifest, (GOLDEN / "manifest_with_towers.json").read_bytes())
+        tags = b'{"drama": 0}'
+        simulator.put_object(BUCKET, f"{MODEL}/{FIRST}/features/tag_vocab.json", tags)
+        options = {"url": simulator.url, "key": simulator.service_key}
+        (said,) = drive(options, {"fetch": "features/tag_vocab.json"})
+        assert base64.b64decode(said["file"]) == tags
+        assert said["userOnnxPath"] == f"{MODEL}/{FIRST}/{MODEL}_{FIRST}.user.onnx"
+
+
 def test_an_unchanged_manifest_costs_one_304(project: Project) -> None:
     said = project.drive({}, {"previous": True})
     assert said[0] == said[1]
@@ -122,7 +131,12 @@ def test_an_older_manifest_than_one_seen_is_refused(project: Project) -> None:
     key = project.simulator.service_key
     back = {
         "url": f"{project.simulator.url}/storage/v1/object/{BUCKET}/{LATEST.manifest}",
-        "headers": {"authorization": f"Bearer {key}", "x-upsert": "true", "content-type": "application/json"},
+        "headers": {
+            "apikey": key,
+            "authorization": f"Bearer {key}",
+            "x-upsert": "true",
+            "content-type": "application/json",
+        },
         "body": json.dumps(old),
     }
     said = project.drive({}, {"previous": True, "put": back})
@@ -191,6 +205,7 @@ LEADING_ELSEWHERE: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "another channel": ("wrong", lambda m: m.update(channel="staging")),
     "onnx_path": ("path", lambda m: m["current"].update(onnx_path=f"other/{FIRST}/{ONNX}")),
     "meta_path": ("path", lambda m: m["current"].update(meta_path="../secret")),
+    "user_onnx_path": ("path", lambda m: m["current"].update(user_onnx_path=f"{MODEL}/{FIRST}/{ONNX}")),
     "metrics_path": ("malformed", lambda m: m["current"].pop("metrics_path")),
     "a run_id": ("path", lambda m: m["current"].update(run_id="../../x")),
     "a file": ("path", lambda m: m["current"]["files"].update({"../x": {"size_bytes": 0, "sha256": "0" * 64}})),
@@ -341,54 +356,38 @@ def test_its_canonical_json_is_that_of_python() -> None:
 
 
 def test_the_function_itself_answers_and_goes_on_with_what_it_knows(project: Project, tmp_path: Path) -> None:
-    (tmp_path / "index.mjs").write_bytes((EXAMPLE / "index.ts").read_bytes())
-    (tmp_path / "release.mjs").write_bytes((EXAMPLE / "release.mjs").read_bytes())
     manifest = project.simulator.object_bytes(BUCKET, LATEST.manifest)
     environment = {
         "SUPABASE_URL": project.simulator.url,
-        "SUPABASE_ANON_KEY": project.simulator.anon_key,
+        "SUPABASE_PUBLISHABLE_KEYS": json.dumps({"default": project.simulator.anon_key}),
+        "SUPABASE_ANON_KEY": "no.longer.valid",
         "MODEL_TRUSTED_KEY": pem(project.signer),
         "MODEL_MAX_AGE_SECONDS": str(10**10),
     }
-    command = [program("node", install="nodejs"), ISOLATE, tmp_path / "index.mjs"]
-    with (
-        (tmp_path / "stderr").open("w") as stderr,
-        subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
-        ) as isolate,
-    ):
-        assert isolate.stdin is not None
-        assert isolate.stdout is not None
-        requests, answers = isolate.stdin, isolate.stdout
-
-        def ask() -> tuple[int, dict[str, Any]]:
-            print("GET /", file=requests, flush=True)
-            answer = json.loads(answers.readline())
-            return answer["status"], answer["body"]
-
-        assert ask() == (503, {"error": "no release yet"})  # the anonymous key may not read yet
+    with serving("index.ts", tmp_path, environment) as function:
+        assert function.ask() == (503, {"error": "no release yet"})  # the anonymous key may not read yet
         project.simulator.let_anon_read(BUCKET)
         first = (200, {"run_id": FIRST, "signed": True, "embedding_dim": 256})
-        assert ask() == first
+        assert function.ask() == first
         project.put({})
-        assert ask() == first
+        assert function.ask() == first
         project.simulator.put_object(BUCKET, LATEST.manifest, manifest)
         project.bucket.promote(SECOND)
         second = (200, {**first[1], "run_id": SECOND})
-        assert ask() == second
+        assert function.ask() == second
         project.simulator.put_object(BUCKET, LATEST.manifest, manifest)
-        assert ask() == second
-        requests.close()
-        assert isolate.wait(60) == 0
-    codes = [line.partition(":")[0] for line in (tmp_path / "stderr").read_text().splitlines()]
+        assert function.ask() == second
+    codes = [line.partition(":")[0] for line in function.log.read_text().splitlines()]
     assert codes == ["absent", "unsigned", "replayed"]
 
 
-def test_the_function_and_its_readme_use_what_the_file_exports() -> None:
+def test_the_functions_and_their_readme_use_what_the_file_exports() -> None:
     exported = set(
-        re.findall(r"^export (?:async )?function (\w+)", (EXAMPLE / "release.mjs").read_text(), re.MULTILINE)
+        re.findall(
+            r"^export (?:async function|function|class) (\w+)", (EXAMPLE / "release.mjs").read_text(), re.MULTILINE
+        )
     )
-    for name in ("index.ts", "README.md"):
+    for name in ("index.ts", "recommend.ts", "README.md"):
         text = (EXAMPLE / name).read_text()
         used = re.search(r"import \{ ([\w, ]+) \} from \"./release.mjs\"", text)
         assert used is not None

@@ -11,54 +11,42 @@ from typing import Any
 
 import pytest
 
-from supabase_bridge import jws
-from supabase_bridge.errors import (
-    BridgeError,
-    FilesUnrecordedError,
-    InvalidDocumentError,
-    MalformedSignatureError,
-    ManifestExpiredError,
-    ManifestForkedError,
-    ManifestFromTheFutureError,
-    ManifestPathError,
-    ManifestReplayedError,
-    ManifestUnsignedError,
-    SignatureAlgorithmError,
-    UnknownKeyError,
-    WrongManifestError,
-    WrongSignatureError,
-)
-from supabase_bridge.signing import Signer
-from supabase_bridge.trust import Seen, TrustPolicy, accept
-from tests.consumers import FIRST, LATEST, MODEL, PUBLISHED, SECOND, Bucket, new_signer, trusting
-from tests.edge_function import drive, pem
+from supabase_bridge.core.errors import InvalidDocumentError
+from supabase_bridge.core.json_objects import canonical
+from supabase_bridge.trust import jws
+from supabase_bridge.trust.errors import ManifestRefusedError, Refusal
+from supabase_bridge.trust.signer import Signer
+from supabase_bridge.trust.verify import SeenManifest, TrustPolicy, verify_manifest
+from tests.support.consumers import FIRST, LATEST, MODEL, PUBLISHED, SECOND, Bucket, new_signer, trusting
+from tests.support.edge_function import drive, pem
 
 NOW = PUBLISHED + timedelta(days=1)
 ACCEPTED = "accepted"
 ONNX = f"{MODEL}_{FIRST}.onnx"
-CODES: dict[type[BridgeError], str] = {
-    InvalidDocumentError: "malformed",
-    FilesUnrecordedError: "malformed",
-    ManifestUnsignedError: "unsigned",
-    MalformedSignatureError: "signature",
-    SignatureAlgorithmError: "signature",
-    WrongSignatureError: "signature",
-    UnknownKeyError: "unknown-key",
-    WrongManifestError: "wrong",
-    ManifestPathError: "path",
-    ManifestReplayedError: "replayed",
-    ManifestForkedError: "forked",
-    ManifestExpiredError: "expired",
-    ManifestFromTheFutureError: "future",
+CODES = {
+    Refusal.UNRECORDED_FILE: "malformed",
+    Refusal.UNSIGNED: "unsigned",
+    Refusal.MALFORMED_SIGNATURE: "signature",
+    Refusal.ALGORITHM: "signature",
+    Refusal.WRONG_SIGNATURE: "signature",
+    Refusal.UNKNOWN_KEY: "unknown-key",
+    Refusal.WRONG_MANIFEST: "wrong",
+    Refusal.PATH: "path",
+    Refusal.ROLLBACK: "replayed",
+    Refusal.FORK: "forked",
+    Refusal.EXPIRED: "expired",
+    Refusal.FROM_FUTURE: "future",
 }
 
 
-def of_python(data: bytes, *signers: Signer, max_age: timedelta | None = None, seen: Seen | None = None) -> str:
+def of_python(data: bytes, *signers: Signer, max_age: timedelta | None = None, seen: SeenManifest | None = None) -> str:
     policy = TrustPolicy(keys=trusting(*signers), max_age=max_age)
     try:
-        accept(data, policy=policy, channel=LATEST, seen=seen, now=NOW)
-    except BridgeError as error:
-        return CODES[type(error)]
+        verify_manifest(data, policy=policy, channel=LATEST, seen=seen, now=NOW)
+    except InvalidDocumentError:
+        return "malformed"
+    except ManifestRefusedError as error:
+        return CODES[error.reason]
     return ACCEPTED
 
 
@@ -74,17 +62,29 @@ def of_javascript(documents: list[bytes], *signers: Signer, max_age: timedelta |
 
 def manifest() -> dict[str, Any]:
     """One that has every field, not signed."""
-    made = Bucket(lambda _key, _data: None).manifest(FIRST, sequence=2).to_object()
+    bucket = Bucket(lambda _key, _data: None)
+    files = bucket.files(FIRST, more={f"{MODEL}_{FIRST}.{tower}.onnx": b"a tower" for tower in ("user", "item")})
+    made = bucket.manifest(FIRST, sequence=2, files=files).to_object()
     former = {**made["current"], "run_id": SECOND, "onnx_path": f"{MODEL}/{SECOND}/{MODEL}_{SECOND}.onnx"}
     del former["files"]
+    former |= {f"{tower}_onnx_path": f"{MODEL}/{SECOND}/{MODEL}_{SECOND}.{tower}.onnx" for tower in ("user", "item")}
     former |= {"meta_path": f"{MODEL}/{SECOND}/model_meta.json", "metrics_path": f"{MODEL}/{SECOND}/metrics.json"}
     cause = {"registry_id": "7c9e6679-7425-40de-944b-e07fc1f90ae7", "event_id": 48, "by_hand": False}
-    return {**made, "previous": [former], "cause": cause, "confirmed_at": "2025-11-01T12:00:00Z", "more": {"a": 1}}
+    cause |= {"by": "alice", "during_freeze": "two_tower is frozen by ops: audit"}
+    chain = {"confirmed_by": "ops", "previous_entry_sha256": "5d41402abc4b2a76" * 4}
+    return {
+        **made,
+        "previous": [former],
+        "cause": cause,
+        "confirmed_at": "2025-11-01T12:00:00Z",
+        **chain,
+        "more": {"a": 1},
+    }
 
 
 def signed(value: dict[str, Any], signer: Signer) -> dict[str, Any]:
     """What somebody with the key would have written, whether or not it is a manifest."""
-    return {**value, "signature": jws.sign(jws.canonical(value, "manifest.json"), signer.key)}
+    return {**value, "signature": jws.sign(canonical(value, "manifest.json"), signer.key)}
 
 
 def as_bytes(value: object) -> bytes:

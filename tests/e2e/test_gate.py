@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,11 +16,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from supabase_bridge.outbox.events import EventState
-from supabase_bridge.rolling_back import roll_back
-from tests.commands import invoke
-from tests.e2e.gated import FAILS, PASSES, RECALL, SceneWith
-from tests.registry_fixtures import MODEL, Scene, model_files, tiny_onnx
+from supabase_bridge.app.rollback import roll_back
+from supabase_bridge.core.events import EventState
+from tests.support.commands import invoke
+from tests.support.gated import FAILS, PASSES, RECALL, SceneWith
+from tests.support.scene import MODEL, Scene, model_files, tiny_onnx
+from tests.support.torch_save import torch_save
 
 
 def metrics_of(scene: Scene, version: int) -> dict[str, Any]:
@@ -144,7 +145,7 @@ def test_a_gate_that_warns_is_heard_when_the_pointer_moves(
     scene.promote(version)
     # MLflow 2.22 takes the handlers away, pytest's among them, and disables the loggers when it makes a database.
     heard: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    logger = logging.getLogger("supabase_bridge.processing")
+    logger = logging.getLogger("supabase_bridge.worker.processor")
     monkeypatch.setattr(logger, "disabled", False)
     monkeypatch.setattr(logger, "handlers", [QueueHandler(heard)])
     scene.work()
@@ -207,7 +208,7 @@ class Payload:
 
 
 def malicious(proof: Path) -> Mapping[str, bytes]:
-    return {**model_files(), "two_tower_latest.pt": pickle.dumps({"weights": Payload(proof)})}
+    return {**model_files(), "two_tower_latest.pt": torch_save(pickle.dumps({"weights": Payload(proof)}))}
 
 
 def test_a_version_that_fails_a_check_is_rejected_with_the_reason_and_nothing_is_uploaded(
@@ -271,3 +272,74 @@ def test_a_rejected_version_is_checked_again_when_its_event_is_retried(scene_wit
     scene.work()
     assert scene.tags(version)["status"] == "mirrored"
     assert "error" not in scene.tags(version)
+
+
+# --- versions that cannot become a release ----------------------------------------------------------------------------
+
+UNFIT: dict[str, Mapping[str, bytes]] = {
+    "no ONNX file": {"model/MLmodel": b"flavors:\n  sklearn: {}\n", "model/model.pkl": b"pickle"},
+    "candidates and no rule to choose": {"model/a.onnx": tiny_onnx(1), "model/b.onnx": tiny_onnx(2)},
+    "is not a valid ONNX model": {"model/model.onnx": b"no protobuf"},
+}
+
+
+@pytest.mark.parametrize("reason", UNFIT)
+def test_a_version_that_cannot_be_released_is_refused_in_mlflow_with_the_reason_and_the_remedy(
+    scene_with: SceneWith, reason: str
+) -> None:
+    scene = scene_with('[channels.aliases]\nchampion = "latest"\n')
+    version = scene.train(files=UNFIT[reason])
+    scene.work()
+    assert scene.tags(version)["status"] == "rejected"
+    events = len(scene.events())
+    changes: tuple[Callable[[], Any], ...] = (
+        lambda: scene.promote(version),
+        lambda: scene.promote(version, "Staging"),
+        lambda: scene.client.set_registered_model_alias(MODEL, "champion", str(version)),
+    )
+    for change in changes:
+        with pytest.raises(MlflowException) as caught:
+            change()
+        said = str(caught.value)
+        assert "cannot " in said
+        assert said.index(reason) < 200
+        assert "docs/bring-your-own-model.md" in said
+        assert said.find("/artifacts") in {-1, *range(said.index("docs/bring-your-own-model.md"), len(said))}
+    assert len(scene.events()) == events
+    scene.client.set_registered_model_alias(MODEL, "other", str(version))
+    scene.promote(version, "Archived")
+
+
+def test_a_version_that_cannot_be_released_may_be_promoted_with_a_warning_where_the_settings_say_so(
+    scene_with: SceneWith,
+) -> None:
+    scene = scene_with("refuse_rejected = false\n")
+    version = scene.train(files={})
+    scene.work()
+    scene.promote(version)
+    assert "failed: its files cannot become a release" in scene.tags(version)["verdict"]
+
+
+def test_a_version_may_be_promoted_again_once_its_files_are_repaired(scene_with: SceneWith) -> None:
+    scene = scene_with("")
+    run_id = scene.log_run(files={})
+    version = scene.register(run_id)
+    scene.work()
+    directory = Path(scene.client.get_run(run_id).info.artifact_uri or "") / "model"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "model.onnx").write_bytes(tiny_onnx())
+    assert invoke("mirror", MODEL, version, "--home", scene.settings.home).code == 0
+    scene.promote(version)
+    scene.work()
+    assert scene.current() == version
+
+
+def test_a_version_that_failed_for_another_reason_may_be_promoted_which_tries_it_again(
+    scene_with: SceneWith, tmp_path: Path
+) -> None:
+    scene = scene_with("")
+    version = scene.register(scene.log_run(), source=str(tmp_path))
+    scene.work()
+    assert scene.tags(version)["status"] == "failed"
+    scene.promote(version)
+    assert [handled.event.version for handled in scene.work()] == [version]

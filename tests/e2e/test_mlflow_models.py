@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.processes import mlflow_command, run, serving, surroundings
-from tests.e2e.released import Released
-from tests.e2e.two_releases import WIDTH
-from tests.simulators.storage import StorageSimulator
+from tests.support.processes import mlflow_command, run, serving, surroundings
+from tests.support.released import Released
+from tests.support.simulators.storage import StorageSimulator
+from tests.support.two_releases import WIDTH
 
 REQUEST = {"inputs": {"user_features": [[0.5] * WIDTH] * 2, "item_features": [[0.25] * WIDTH] * 3}}
 NO_SERVER = "http://127.0.0.1:9"
@@ -34,8 +34,13 @@ class Place:
         variables = {"SUPABASE_BRIDGE_HOME": str(released.home), "MLFLOW_TRACKING_URI": NO_SERVER}
         if simulator is not None:
             released.fill(simulator)
-            variables |= {"SUPABASE_URL": simulator.url, "SUPABASE_SERVICE_ROLE_KEY": simulator.service_key}
+            variables |= {"SUPABASE_URL": simulator.url, "SUPABASE_SECRET_KEY": simulator.service_key}
         self.variables = variables
+
+    def read_only(self, key: str) -> None:
+        """From now on commands have a reader's key alone."""
+        del self.variables["SUPABASE_SECRET_KEY"]
+        self.variables["SUPABASE_PUBLISHABLE_KEY"] = key
 
     def environment(self, model: str) -> dict[str, str]:
         variables = dict(self.variables)
@@ -79,12 +84,12 @@ def _serve(place: Place, model: str) -> object:
     [
         (_predict, "supabase://models/two_tower@latest", 1, "embedded"),
         (_serve, "supabase://models/two_tower@latest", 1, "project"),
-        (_predict, "supabase://models/two_tower@staging", 2, "project"),
-        (_serve, "supabase://models/two_tower@staging", 2, "embedded"),
-        (_predict, "supabase://models/two_tower/{run_2}", 2, "embedded"),
-        (_serve, "supabase://models/two_tower/{run_1}", 1, "project"),
-        (_predict, "models:/two_tower/Production", 1, "embedded"),
-        (_serve, "models:/two_tower/Production", 1, "embedded"),
+        pytest.param(_predict, "supabase://models/two_tower@staging", 2, "project", marks=pytest.mark.exhaustive),
+        pytest.param(_serve, "supabase://models/two_tower@staging", 2, "embedded", marks=pytest.mark.exhaustive),
+        pytest.param(_predict, "supabase://models/two_tower/{run_2}", 2, "embedded", marks=pytest.mark.exhaustive),
+        pytest.param(_serve, "supabase://models/two_tower/{run_1}", 1, "project", marks=pytest.mark.exhaustive),
+        pytest.param(_predict, "models:/two_tower/Production", 1, "embedded", marks=pytest.mark.exhaustive),
+        pytest.param(_serve, "models:/two_tower/Production", 1, "embedded", marks=pytest.mark.exhaustive),
     ],
 )
 def test_mlflow_models_answers_from_a_release(
@@ -101,6 +106,28 @@ def test_mlflow_models_answers_from_a_release(
     }
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["project"])
+def test_a_readers_key_alone_loads_and_predicts_and_without_a_policy_the_answer_names_the_policy(
+    place: Place,
+    simulator: StorageSimulator,
+    kind: str,  # noqa: ARG001 (see `place`)
+) -> None:
+    model = "supabase://models/two_tower@latest"
+    place.read_only(simulator.anon_key)
+    load = [sys.executable, "-c", _LOAD, model]
+    with pytest.raises(AssertionError) as refused:
+        run(load, cwd=place.directory, env=place.environment(model))
+    assert "two_tower/latest/manifest.json cannot be read with the key in use: no policy" in str(refused.value)
+    assert "no channel" not in str(refused.value)
+    simulator.let_anon_read("models")
+    run(load, cwd=place.directory, env=place.environment(model))
+    answer = _predict(place, model)
+    assert isinstance(answer, dict)
+    assert set(answer["predictions"]) == {"user_embedding", "item_embedding"}
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["project"])
 def test_a_second_process_loads_a_release_without_reading_a_file_over_the_network(
     place: Place,
@@ -122,15 +149,21 @@ def test_a_second_process_loads_a_release_without_reading_a_file_over_the_networ
 
 
 @pytest.mark.parametrize("kind", ["project"])
+@pytest.mark.parametrize(
+    ("is_padded", "refusal"), [(True, "expected SHA-256"), (False, "expected [0-9]+ bytes, found 9")]
+)
 def test_what_the_simulator_serves_damaged_is_not_served_on(
     place: Place,
     released: Released,
     simulator: StorageSimulator,
+    is_padded: bool,
+    refusal: str,
     kind: str,  # noqa: ARG001 (see `place`)
 ) -> None:
     key = f"two_tower/{released.run_ids['1']}/requirements.txt"
-    simulator.put_object("models", key, b"evil==1.0")
-    with pytest.raises(AssertionError, match="damaged: expected SHA-256"):
+    size_bytes = len(simulator.object_bytes("models", key)) if is_padded else 0
+    simulator.put_object("models", key, b"evil==1.0".ljust(size_bytes))
+    with pytest.raises(AssertionError, match=f"damaged: {refusal}"):
         run(
             [sys.executable, "-c", _LOAD, "supabase://models/two_tower@latest"],
             cwd=place.directory,

@@ -1,69 +1,74 @@
-"""`supabase-bridge keys`: make keys, see which are in use, sign what no key has signed."""
+"""Commands about signing keys: generate and list them, sign existing releases and manifests."""
 
 from __future__ import annotations
 
-from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
 
-from supabase_bridge.cli.common import home_option, json_option, print_json, say_store
-from supabase_bridge.cli.terminal import shown
-from supabase_bridge.config import Settings
-from supabase_bridge.object_store.opening import open_store
+from supabase_bridge.cli.output import (
+    channel_option,
+    home_option,
+    json_option,
+    load_settings,
+    open_bucket,
+    print_json,
+    print_store,
+)
+from supabase_bridge.core.text import for_terminal
 
 PRIVATE_NAME = "signing-key.pem"
 
 
 @click.group("keys")
-def command() -> None:
-    """Make the keys that releases and manifests are signed with, and see which are in use."""
+def keys_command() -> None:
+    """Generate and list signing keys; sign existing releases and manifests."""
 
 
-@command.command("generate")
+@keys_command.command("generate")
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=".",
     show_default=True,
-    help="Directory for the two files; made if missing. Nothing is written over.",
+    help="Directory for the two files, created if missing. No file is overwritten.",
 )
-def generate(out: Path) -> None:
-    """Make a private key (signing-key.pem, mode 600) and its public key (<first letters of its id>.pem).
+def generate_command(out: Path) -> None:
+    """Generate a private key (signing-key.pem, mode 600) and its public key (<first letters of its id>.pem).
 
-    The public key is for everybody who reads the bucket, the private key for the worker alone. It is not encrypted:
-    keep it where your other secrets are.
+    Give the public key to every reader of the bucket, and the private key to the workers only. The private key is not
+    encrypted: store it with your other secrets.
 
     \b
     Example:  supabase-bridge keys generate --out ~/keys
     """
-    # cryptography and pydantic take a tenth of a second to import, which --help need not wait for.
-    from supabase_bridge.key_files import write_new_key
+    from supabase_bridge.trust.load import write_new_key
 
     made = write_new_key(out, PRIVATE_NAME)
+    private, public = for_terminal(str(made.private)), for_terminal(str(made.public))
     click.echo(made.key_id)
     click.echo(
-        f"private key: {shown(str(made.private))}\npublic key:  {shown(str(made.public))}\n\n"
+        f"private key: {private}\npublic key:  {public}\n\n"
         "Next, in this order:\n"
         "  1. Give the public key to every consumer and every worker (trusted_keys, SUPABASE_BRIDGE_TRUSTED_KEYS).\n"
-        f"  2. Give the private key to the workers: SUPABASE_BRIDGE_SIGNING_KEY_FILE={shown(str(made.private))}\n"
-        "  3. Sign what is current: supabase-bridge keys sign-manifest MODEL",
+        f"  2. Give workers the private key: SUPABASE_BRIDGE_SIGNING_KEY_FILE={private}\n"
+        "  3. Sign the current manifest: supabase-bridge keys sign-manifest MODEL",
         err=True,
     )
 
 
-@command.command("list")
+@keys_command.command("list")
 @json_option
 @home_option
-def list_keys(as_json: bool, home: Path | None) -> None:
-    """List the keys whose signatures are believed, and the one that this process signs with.
+def list_command(as_json: bool, home: Path | None) -> None:
+    """List the trusted keys, and the key that this process signs with.
 
     \b
     Example:  supabase-bridge keys list --json
     """
-    settings = Settings.load(home=home, reading=True)
-    from supabase_bridge.key_files import signer, trust_policy
+    settings = load_settings(home=home, reading=True)
+    from supabase_bridge.trust.load import signer, trust_policy
 
     policy, own = trust_policy(settings), signer(settings)
     signing = None if own is None else own.public.key_id
@@ -78,59 +83,62 @@ def list_keys(as_json: bool, home: Path | None) -> None:
     if signing is not None and signing not in trusted:
         click.echo(f"{signing} signs, but is not trusted: add its public key to trusted_keys")
     if not trusted:
-        click.echo("no key is trusted, so signatures are not looked at", err=True)
+        click.echo("no key is trusted, so signatures are not verified", err=True)
 
 
-@command.command("sign-manifest")
+@keys_command.command("sign-manifest")
 @click.argument("model")
-@click.option("--channel", default="latest", show_default=True, help="The channel to confirm.")
+@channel_option
 @home_option
-def sign_manifest(model: str, channel: str, home: Path | None) -> None:
-    """Write the newest entry of a channel of MODEL (its folder) again, signed now with the key in use.
+def sign_manifest_command(model: str, channel: str, home: Path | None) -> None:
+    """Write the newest log entry of a channel of MODEL (its folder) again, signed with the key in use.
 
-    After signing was switched on, after a key was replaced, and before `max_age` ends where nobody promotes. What is
-    current stays current; its release must be signed by a trusted key already.
+    Use it after signing was enabled, after a key was replaced, and before `max_age` ends if no version is promoted. The
+    current release stays the same, and a trusted key must have signed it already.
 
     \b
     Example:  supabase-bridge keys sign-manifest two_tower --channel staging
     """
-    settings = Settings.load(home=home)
-    say_store(settings)
-    from supabase_bridge.by_hand import confirm
-    from supabase_bridge.key_files import writer_seal
-    from supabase_bridge.layout import ChannelKeys, check_channel, check_model_key
+    settings = load_settings(home=home)
+    print_store(settings)
+    from supabase_bridge.core.layout import ChannelPaths, check_channel, check_model_key
+    from supabase_bridge.releases.manual import reissue
+    from supabase_bridge.settings.sources import process_user
+    from supabase_bridge.trust.load import load_signing_policy
 
-    keys, seal = ChannelKeys(model_key=check_model_key(model), channel=check_channel(channel)), writer_seal(settings)
-    with closing(open_store(settings, settings.bucket)) as store:
-        head = confirm(store, keys, now=datetime.now(timezone.utc), seal=seal)
-    signed = "" if seal.signer is None else f", signed by {seal.signer.public.key_id}"
-    click.echo(shown(f"{keys.manifest} is {head.current.run_id} (entry {head.sequence}{signed})"))
+    paths = ChannelPaths(model_key=check_model_key(model), channel=check_channel(channel))
+    signing = load_signing_policy(settings)
+    with open_bucket(settings) as store:
+        head = reissue(store, paths, now=datetime.now(timezone.utc), signing=signing, by=process_user())
+    signed = "" if signing.signer is None else f", signed by {signing.signer.public.key_id}"
+    click.echo(for_terminal(f"{paths.manifest} is {head.current.run_id} (entry {head.sequence}{signed})"))
 
 
-@command.command("sign-release")
+@keys_command.command("sign-release")
 @click.argument("model")
 @click.argument("run_id")
 @home_option
-def sign_release(model: str, run_id: str, home: Path | None) -> None:
-    """Sign the release RUN_ID of MODEL (its folder) as it lies in the bucket now, every byte of it read.
+def sign_release_command(model: str, run_id: str, home: Path | None) -> None:
+    """Sign the release RUN_ID of MODEL (its folder) as it is in the bucket now, after reading every byte of it.
 
-    For releases from before signing was switched on, and for those of a key that is trusted no longer. You vouch for
-    what is there: whoever could write to the bucket could have changed it. A channel that points to the release needs
+    For releases made before signing was enabled, or signed by a key that is no longer trusted. You vouch for the
+    content: every writer of the bucket could have changed it. If a channel points to the release, run
     `keys sign-manifest` afterwards.
 
     \b
     Example:  supabase-bridge keys sign-release two_tower 20251031T093831Z
     """
-    settings = Settings.load(home=home)
-    say_store(settings)
-    from supabase_bridge import by_hand
-    from supabase_bridge.errors import SettingsError
-    from supabase_bridge.key_files import writer_seal
-    from supabase_bridge.layout import ReleaseKeys, RunId, check_model_key
+    settings = load_settings(home=home)
+    print_store(settings)
+    from supabase_bridge.core.errors import SettingsError
+    from supabase_bridge.core.layout import ReleasePaths, RunId, check_model_key
+    from supabase_bridge.releases.manual import sign_release
+    from supabase_bridge.trust.load import load_signing_policy
 
-    keys, seal = ReleaseKeys(model_key=check_model_key(model), run_id=RunId.parse(run_id)), writer_seal(settings)
-    if seal.signer is None:
+    paths = ReleasePaths(model_key=check_model_key(model), run_id=RunId.parse(run_id))
+    signing = load_signing_policy(settings)
+    if signing.signer is None:
         raise SettingsError("SUPABASE_BRIDGE_SIGNING_KEY_FILE", "missing; there is no key to sign the release with")
-    with closing(open_store(settings, settings.bucket)) as store:
-        by_hand.sign_release(store, keys, seal=seal)
-    click.echo(f"{keys.signature} is a trusted key's signature of every file")
+    with open_bucket(settings) as store:
+        sign_release(store, paths, signing=signing)
+    click.echo(f"{paths.signature} is a trusted key's signature of every file")

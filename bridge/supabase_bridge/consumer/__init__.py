@@ -1,1 +1,0 @@
-"""The consumer: resolve, pull and watch releases with nothing but the base installation."""

@@ -1,0 +1,1 @@
+"""Tests of app: wiring, and what the commands do."""

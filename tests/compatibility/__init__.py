@@ -1,1 +1,0 @@
-"""Tests against MLflow as it is installed: its versions, its databases, its server."""

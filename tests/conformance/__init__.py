@@ -1,1 +1,0 @@
-"""Tests that hold two implementations of one contract to the same behaviour."""

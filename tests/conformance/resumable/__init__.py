@@ -1,1 +1,0 @@
-"""Uploads in chunks, which go on where they stopped."""

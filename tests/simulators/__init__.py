@@ -1,1 +1,0 @@
-"""Servers that stand in for the real ones, on real sockets."""

@@ -1,0 +1,1 @@
+"""Fixtures, helpers and simulators for tests."""

@@ -1,0 +1,1 @@
+"""Servers that simulate the real ones, on real sockets."""

@@ -1,1 +1,0 @@
-"""Tests of one module each, without processes or network."""
