@@ -1,30 +1,32 @@
-"""Measure a retention plan, on SQLite and the storage simulator.
+"""Measure the command `retention plan`, on SQLite and the storage simulator.
 
     python -m benchmarks.retention [--versions 10000] [--models 100] [--seconds 60] [--growth-mb 20]
 
-There are two registries, the second with ten times as many models. The time is that of a plan of the larger one; the
-memory is the difference of Python's peaks. Exit code 1: one of them is above its limit.
+There are two registries, the second with ten times as many models. The command runs as its own process, the simulator
+in this one; the memory is the highest resident size of the command. Exit code 1: the larger plan takes longer than its
+limit, or holds more than the limit above the smaller one.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import tempfile
 import time
-import tracemalloc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks.reconcile import fill
+from benchmarks.registries import bridge_command
 from mlflow_supabase.store import build
-from supabase_bridge.app.retention import planner
-from supabase_bridge.app.runtime import Runtime, open_runtime
-from supabase_bridge.retention.plan import ForeignFolders
 from supabase_bridge.settings.model import Settings
+from supabase_bridge.storage.factory import open_store
 from tests.support.simulators.storage import StorageSimulator
 
+_POLICY = '[retention]\nthen = "delete"\nkeep = 3\nmin_age_days = 0\n'
 _KEEP = 3
 
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"retention plan of {options.versions} versions of {options.models} models: {large.seconds:.1f} s "
         f"(limit {options.seconds:.0f}); of {options.versions // 10}: {small.seconds:.1f} s\n"
-        f"peak of Python's memory: {large.peak_mb:.1f} MB, {small.peak_mb:.1f} MB; growth {growth_mb:.1f} MB "
+        f"highest resident size: {large.peak_mb:.1f} MB, {small.peak_mb:.1f} MB; growth {growth_mb:.1f} MB "
         f"(limit {options.growth_mb:.0f})"
     )
     return int(large.seconds > options.seconds or growth_mb > options.growth_mb)
@@ -57,30 +59,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measure(*, versions: int, models: int) -> Measured:
     with tempfile.TemporaryDirectory() as directory, StorageSimulator() as simulator:
-        environment = {"SUPABASE_URL": simulator.url, "SUPABASE_SECRET_KEY": simulator.service_key}
-        policy = {"then": "delete", "keep": _KEEP, "min_age_days": 0}
-        settings = Settings.load(home=Path(directory), environ=environment, retention=policy)
-        build(settings.registry_uri).engine.dispose()
-        with open_runtime(settings) as runtime:
-            runtime.stores(settings.bucket)
-            fill(runtime.outbox.engine, partial(simulator.put_object, "models"), versions=versions, models=models)
-            start = time.perf_counter()
-            count = _planned(runtime)
-            seconds = time.perf_counter() - start
-            tracemalloc.start()
-            assert _planned(runtime) == count == versions - models * _KEEP
-            _, peak = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-    return Measured(seconds=seconds, peak_mb=peak / 1e6)
-
-
-def _planned(runtime: Runtime) -> int:
-    """Return the number of releases that a plan lets go; no plan of a model is kept."""
-    return sum(
-        sum(release.goes for release in item)
-        for item in planner(runtime).plan(now=runtime.outbox.now())
-        if not isinstance(item, ForeignFolders)
-    )
+        home = Path(directory)
+        (home / "supabase-bridge.toml").write_text(_POLICY)
+        environ = {"SUPABASE_URL": simulator.url, "SUPABASE_SECRET_KEY": simulator.service_key}
+        settings = Settings.load(home=home, environ=environ)
+        registry = build(settings.registry_uri)
+        store = open_store(settings, settings.bucket)
+        store.ensure_bucket()
+        store.close()
+        fill(registry.engine, partial(simulator.put_object, settings.bucket), versions=versions, models=models)
+        registry.engine.dispose()
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "SUPABASE_"))}
+        start = time.perf_counter()
+        with (home / "plan").open("wb") as output:
+            command = bridge_command("retention", "plan", "--home", str(home))
+            process = subprocess.Popen(command, env={**kept, **environ}, stdout=output, stderr=output)
+            _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        assert status == 0
+        assert f"{versions - models * _KEEP} releases would go" in (home / "plan").read_text()
+    return Measured(seconds=seconds, peak_mb=usage.ru_maxrss / 1e3)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ import pytest
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from mlflow import MlflowClient
+    from mlflow.store.db import utils as mlflow_databases
 
 from onnx import TensorProto, helper
 
@@ -35,6 +37,9 @@ from tests.support.machine import made_once
 from tests.support.simulators.storage import StorageSimulator
 from tests.support.simulators.storage_tokens import DIGEST_KEY
 from tests.support.torch_save import torch_save
+
+# Each store that MLflow opens would read its sixty migration files again to learn which one is the newest.
+mlflow_databases._get_latest_schema_revision = cache(mlflow_databases._get_latest_schema_revision)
 
 MODEL = "two_tower"
 BUCKET = "models"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from supabase_bridge.core.events import LONE_AFTER, EventKind, EventState
+from supabase_bridge.core.events import LONE_AFTER, Event, EventKind, EventState
 from supabase_bridge.outbox.tables import OUTBOX
 from tests.support.scene import Scene
 from tests.support.served import until
@@ -113,17 +114,27 @@ def test_an_event_that_ends_each_worker_is_dead_after_four_and_the_other_models_
     others = [scene.train(model=model) for model in ("b", "c")]
     simulator.inject(Fault(action=Hang(), path_contains=f"{KILLER}/"))
 
-    def event_of(model: str) -> EventState:
-        return next(event.state for event in scene.events() if event.model == model)
+    def event_of(model: str) -> Event:
+        return next(event for event in scene.events() if event.model == model)
+
+    def hangs(ended: int, before: int) -> bool:
+        """Whether this worker has claimed the killer, too, and waits for an answer; it sends several requests at once."""
+        event = event_of(KILLER)
+        return event.takeovers == ended and event.leased_by is not None and met(simulator) > before
 
     for ended in range(LONE_AFTER + 1):
+        before = met(simulator)
         with worker_process(scene, simulator, tmp_path / f"said-{ended}") as process:
-            until(lambda: met(simulator) > ended, "the killer's upload", limit_seconds=LIMIT_SECONDS)  # noqa: B023
+            until(partial(hangs, ended, before), "the killer's upload", limit_seconds=LIMIT_SECONDS)
             process.kill()
             process.wait()
     with worker_process(scene, simulator, tmp_path / "said"):
-        until(lambda: event_of(KILLER) is EventState.DEAD, "the killer to be given up", limit_seconds=LIMIT_SECONDS)
-    assert [event_of(model) for model in ("b", "c")] == [EventState.DONE] * 2
+        until(
+            lambda: event_of(KILLER).state is EventState.DEAD,
+            "the killer to be given up",
+            limit_seconds=LIMIT_SECONDS,
+        )
+    assert [event_of(model).state for model in ("b", "c")] == [EventState.DONE] * 2
     assert [scene.tags(version, model)["status"] for version, model in zip(others, ("b", "c"), strict=True)] == [
         "mirrored"
     ] * 2

@@ -73,28 +73,28 @@ def history_command(
 
 
 def _print_history(found: Sequence[ChannelHistory], limit: int | None, *, as_json: bool, as_csv: bool) -> None:
-    rows = [
-        {"model": one.model, "channel": one.paths.channel, **_plain(row)} for one in found for row in one.rows[:limit]
-    ]
+    shown = [(one, row) for one in found for row in one.rows[:limit]]
     if as_json:
-        print_json(rows)
+        print_json([_plain(one, row) for one, row in shown])
     elif as_csv:
         text = io.StringIO()
         table = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        table.writerows({name: _cell(row[name]) for name in _COLUMNS} for row in rows)
+        table.writerows({name: _cell(value) for name, value in _plain(one, row).items()} for one, row in shown)
         click.echo(text.getvalue(), nl=False)
     else:
         for one in found:
             click.echo(for_terminal(f"{one.model}@{one.paths.channel}"))
             click.echo("\n".join(for_terminal(line) for row in one.rows[:limit] for line in _lines(row)))
-    if any(row["problem"] for row in rows):
+    if any(row.problem for _, row in shown):
         click.echo("an entry is missing or was rewritten: run history --verify", err=True)
 
 
-def _plain(row: HistoryRow) -> dict[str, Any]:
+def _plain(one: ChannelHistory, row: HistoryRow) -> dict[str, Any]:
     cause = row.cause
     return {
+        "model": one.model,
+        "channel": one.paths.channel,
         "sequence": row.sequence,
         "at": None if row.at is None else format_time(row.at),
         "kind": row.kind,

@@ -29,6 +29,7 @@ TOWERS = ("user", "item")
 """The towers of a two-tower model; a release may carry each of them as an ONNX file of its own."""
 ENVIRONMENT_NAMES = ("conda.yaml", "python_env.yaml", "requirements.txt")
 """The files from which MLflow recreates a model's Python environment."""
+_DOCUMENT_NAMES = {META_NAME, METRICS_NAME, SUMMARY_NAME, MLMODEL_NAME, SIGNATURE_NAME, *ENVIRONMENT_NAMES}
 MANIFEST_NAME = "manifest.json"
 HISTORY_NAME = "history"
 TEMPORARY_PREFIX = "_tmp/"
@@ -119,23 +120,23 @@ class RunId:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasePaths:
-    """The paths of one release, relative to the bucket."""
+    """The paths of one release, relative to the bucket. Names are cached: a listing asks for each file of a folder."""
 
     model_key: str
     run_id: RunId
 
-    @property
+    @cached_property
     def prefix(self) -> str:
         return f"{self.model_key}/{self.run_id}/"
 
     def file(self, name: str) -> str:
         return self.prefix + name
 
-    @property
+    @cached_property
     def onnx_name(self) -> str:
         return f"{self.model_key}_{self.run_id}.onnx"
 
-    @property
+    @cached_property
     def state_dict_name(self) -> str:
         return f"{self.model_key}_{self.run_id}.pt"
 
@@ -143,15 +144,14 @@ class ReleasePaths:
         """Return the name of the ONNX file that computes one tower alone."""
         return f"{self.model_key}_{self.run_id}.{tower}.onnx"
 
-    @property
+    @cached_property
     def tower_names(self) -> dict[str, str]:
         """The file names of the towers, by the field of a manifest that has the path."""
         return {f"{tower}_onnx_path": self.tower_name(tower) for tower in TOWERS}
 
     def has(self, name: str) -> bool:
         """Return whether a mirror may write a file of this name there."""
-        documents = (META_NAME, METRICS_NAME, SUMMARY_NAME, MLMODEL_NAME, SIGNATURE_NAME, *ENVIRONMENT_NAMES)
-        return name in documents or self.is_model_file(name)
+        return name in _DOCUMENT_NAMES or self.is_model_file(name)
 
     @property
     def onnx(self) -> str:
@@ -202,7 +202,7 @@ class ReleasePaths:
 
     def is_tower(self, name: str) -> bool:
         """Return whether a file of this name computes one tower alone; the mirror has cut it from the ONNX file."""
-        return name.endswith(".onnx") and name in map(self.tower_name, TOWERS)
+        return name in self.tower_names.values()
 
 
 def is_removal(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import uuid
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,7 +46,10 @@ class DigestCache:
             return None
         try:
             with open_for_reading(self._directory / sha256) as file:
-                data = file.read(LIMIT_BYTES + 1)
+                size_bytes = min(os.fstat(file.fileno()).st_size, LIMIT_BYTES)
+                data = file.read(
+                    size_bytes
+                )  # Not of LIMIT_BYTES: thousands are read, and each would get a buffer so large.
         except OSError:
             return None
         return data if hashlib.sha256(data).hexdigest() == sha256 else None
