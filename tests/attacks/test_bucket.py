@@ -39,6 +39,8 @@ from tests.support.simulators.memory_store import MemoryStore
 from tests.support.simulators.storage import CorruptRequest, CorruptResponse, Fault, StorageSimulator
 from tests.support.simulators.storage_tokens import DIGEST_KEY
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.fixture
 def laid() -> Laid:

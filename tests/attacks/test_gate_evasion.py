@@ -12,6 +12,8 @@ from mlflow.exceptions import MlflowException
 from supabase_bridge.settings.model import FILE_NAME, Settings
 from tests.support.scene import MODEL, MakeScene, Scene
 
+pytestmark = pytest.mark.exhaustive
+
 TOML = '[channels.aliases]\nchampion = "latest"\n[gates.two_tower]\ncriteria = ["recall@20 >= 0.65"]\n'
 PASSES, FAILS = {"recall_at_20": 0.70}, {"recall_at_20": 0.61}
 REFUSAL = "v2 cannot go to Production: recall@20 0.610 < 0.65"

@@ -20,6 +20,8 @@ from tests.attacks.refusals import refusal
 from tests.support.commands import invoke
 from tests.support.scene import MODEL, MakeScene, Scene, model_files
 
+pytestmark = pytest.mark.exhaustive
+
 PATHS = [
     *("..", ".", "../other", "a/../b", "/etc", "a/b", "a//b", "a/", "_tmp", "_tmp/x"),
     *("%2e%2e", "%2e%2e%2fother", "..%2f", "%00", "a%2fb"),

@@ -12,9 +12,13 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pytest
+
 from supabase_bridge.core.events import EventState
 from tests.support.scene import MLMODEL, MODEL, Scene, tiny_onnx
 from tests.support.torch_save import torch_save, zip_archive
+
+pytestmark = pytest.mark.exhaustive
 
 PYTORCH = b"flavors:\n  pytorch:\n    model_data: data\n  onnx:\n    data: model.onnx\n"
 

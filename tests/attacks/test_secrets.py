@@ -36,6 +36,8 @@ from tests.support.scene import MODEL, MakeScene, Scene, files_below, supabase_e
 from tests.support.signatures import encoded, key
 from tests.support.simulators.storage import Fault, Respond, StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 PASSWORD = "hunter2-is-secret"
 RUN_ID = "20251031T093831Z"
 

@@ -20,6 +20,8 @@ from supabase_bridge.trust.model_signature import sign
 from tests.support.scene import MODEL, MakeScene, Scene, tiny_onnx
 from tests.support.signatures import key, signer
 
+pytestmark = pytest.mark.exhaustive
+
 LATEST = ChannelPaths(model_key=MODEL, channel="latest")
 
 

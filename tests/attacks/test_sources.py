@@ -20,6 +20,8 @@ from tests.attacks.refusals import refusal
 from tests.support.scene import BUCKET, MODEL, MakeScene, Scene, tiny_onnx
 from tests.support.simulators.storage import StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 SECRET = b"the other model's weights, which are none of yours"
 
 

@@ -21,6 +21,8 @@ from tests.support.consumers import Bucket
 from tests.support.scene import MODEL, Scene, model_files
 from tests.support.simulators.hostile import Conversation, answer, hostile
 
+pytestmark = pytest.mark.exhaustive
+
 CLEAR_SCREEN = "\x1b[2J\x1b[H"
 LINK = "\x1b]8;;https://evil.example\x07click\x1b]8;;\x07"
 TITLE = "\x1b]0;owned\x07"

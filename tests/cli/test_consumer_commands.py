@@ -17,6 +17,8 @@ from tests.support.consumers import BUCKET, FIRST, LATEST, MODEL, SECOND, Bucket
 from tests.support.served import until
 from tests.support.simulators.storage import Fault, Respond, StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 ONNX = f"{MODEL}_{FIRST}.onnx"
 
 

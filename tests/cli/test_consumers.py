@@ -13,6 +13,8 @@ from tests.support.consumers import BUCKET, FIRST, MODEL, SECOND, Bucket
 from tests.support.scene import Scene
 from tests.support.usage import UsageProject
 
+pytestmark = pytest.mark.exhaustive
+
 
 @pytest.fixture
 def bucket(usage_project: UsageProject) -> Bucket:

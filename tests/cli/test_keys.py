@@ -21,6 +21,8 @@ from tests.support.commands import Said, execute, invoke
 from tests.support.scene import MODEL, MakeScene, Scene
 from tests.support.signatures import key, refused_because, signer, trusting
 
+pytestmark = pytest.mark.exhaustive
+
 LATEST = ChannelPaths(model_key=MODEL, channel="latest")
 
 

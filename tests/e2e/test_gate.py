@@ -23,6 +23,8 @@ from tests.support.gated import FAILS, PASSES, RECALL, SceneWith
 from tests.support.scene import MODEL, Scene, model_files, tiny_onnx
 from tests.support.torch_save import torch_save
 
+pytestmark = pytest.mark.exhaustive
+
 
 def metrics_of(scene: Scene, version: int) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(scene.objects()[f"{MODEL}/{scene.tags(version)['run_id']}/metrics.json"])

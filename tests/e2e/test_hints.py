@@ -28,6 +28,8 @@ from tests.support.simulators.hostile import hostile
 from tests.support.simulators.realtime import RealtimeProject
 from tests.support.simulators.storage import StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 LIMIT_SECONDS = 20
 TOPIC = LATEST.topic(BUCKET)
 NEVER = timedelta(hours=1)

@@ -15,6 +15,8 @@ from tests.support.released import Released
 from tests.support.simulators.storage import StorageSimulator
 from tests.support.two_releases import WIDTH
 
+pytestmark = pytest.mark.exhaustive
+
 REQUEST = {"inputs": {"user_features": [[0.5] * WIDTH] * 2, "item_features": [[0.25] * WIDTH] * 3}}
 NO_SERVER = "http://127.0.0.1:9"
 """Port 9 discards: whoever asks the tracking server is refused."""
@@ -106,7 +108,6 @@ def test_mlflow_models_answers_from_a_release(
     }
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["project"])
 def test_a_readers_key_alone_loads_and_predicts_and_without_a_policy_the_answer_names_the_policy(
     place: Place,
@@ -127,7 +128,6 @@ def test_a_readers_key_alone_loads_and_predicts_and_without_a_policy_the_answer_
     assert set(answer["predictions"]) == {"user_embedding", "item_embedding"}
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["project"])
 def test_a_second_process_loads_a_release_without_reading_a_file_over_the_network(
     place: Place,

@@ -23,7 +23,7 @@ from tests.support.databases import copy_server_database
 from tests.support.machine import free_port
 from tests.support.scene import MODEL, tiny_onnx
 
-pytestmark = pytest.mark.mlflow
+pytestmark = [pytest.mark.mlflow, pytest.mark.exhaustive]
 
 _LIMIT_SECONDS = 120
 _ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -214,7 +214,6 @@ def test_sigterm_ends_it_with_code_0_and_everything_it_started(tmp_path: Path, e
         assert "Traceback" not in server.said()
 
 
-@pytest.mark.exhaustive
 def test_under_nohup_and_with_a_proxy_it_starts_survives_sighup_and_ends_its_children_when_it_is_killed(
     tmp_path: Path, empty_database: Path
 ) -> None:

@@ -22,6 +22,8 @@ from tests.support.gated import FAILS, PASSES, RECALL, SceneWith
 from tests.support.processes import mlflow_command, serving, surroundings
 from tests.support.scene import MODEL, MakeScene, Scene
 
+pytestmark = pytest.mark.exhaustive
+
 NOT_WORSE = '[gates.two_tower]\ncriteria = ["recall@20 not worse than current by more than 0.01"]\n'
 UNREFUSED = "MLflow could not be made to refuse it"
 
@@ -100,7 +102,6 @@ def test_a_pass_that_finds_it_again_writes_nothing(scene_with: SceneWith) -> Non
     assert scene.events() == before[1]
 
 
-@pytest.mark.exhaustive
 def test_a_dry_run_says_it_and_writes_no_tag(scene_with: SceneWith) -> None:
     scene = scene_with(RECALL)
     _, bad = trained(scene, PASSES, FAILS)
@@ -203,7 +204,6 @@ def stock_server(make_scene: MakeScene, directory_settings: Settings) -> Iterato
         yield scene, url
 
 
-@pytest.mark.exhaustive
 def test_a_watched_server_cannot_refuse_and_the_pointer_stays(
     stock_server: tuple[Scene, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,9 +35,9 @@ from tests.support.receivers import receiving
 from tests.support.remote_registry import Remote
 from tests.support.served import until
 
-on_both_databases = pytest.mark.parametrize(
-    "remote", ["sqlite", pytest.param("postgresql", marks=pytest.mark.exhaustive)], indirect=True
-)
+pytestmark = pytest.mark.exhaustive
+
+on_both_databases = pytest.mark.parametrize("remote", ["sqlite", "postgresql"], indirect=True)
 
 
 def changes(events: list[Event]) -> list[tuple[EventKind, int | None, str | None]]:
@@ -136,7 +136,6 @@ def test_aliases_deletions_and_renames_are_seen(remote: Remote, tmp_path: Path) 
     assert remote.client.get_model_version(renamed, str(second)).tags["supabase.status"] == "mirrored"
 
 
-@pytest.mark.exhaustive
 @pytest.mark.parametrize("remote", ["sqlite", "postgresql"], indirect=True)
 def test_killed_between_two_looks_nothing_is_lost_or_doubled(remote: Remote, tmp_path: Path) -> None:
     versions = [remote.train(tmp_path) for _ in range(2)]

@@ -70,7 +70,10 @@ class TwoStores:
 
 
 def plain(value: Any) -> Any:
-    """MLflow's entities as dictionaries of every field, however deep they lie; pages keep their tokens."""
+    """MLflow's entities as dictionaries of every field, however deep they lie; pages keep their order and their tokens.
+
+    MLflow asks for no order in other lists, so PostgreSQL gives any.
+    """
     if isinstance(value, Enum) or value is None or isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, _MlflowObject):
@@ -78,8 +81,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, Sequence | Iterable):
-        page = {"token": value.token} if hasattr(value, "token") else {}
-        return {"items": [plain(item) for item in value], **page}
+        items = [plain(item) for item in value]
+        return {"items": items, "token": value.token} if hasattr(value, "token") else {"items": sorted(items, key=repr)}
     return {"type": type(value).__name__, **{name: plain(field) for name, field in vars(value).items()}}
 
 

@@ -30,6 +30,8 @@ from tests.support.scene import BUCKET, FIRST_TRAINING, MODEL, Scene, model_file
 from tests.support.simulators.faults import Fault, Respond
 from tests.support.simulators.storage import StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 MANIFEST = ChannelPaths(model_key=MODEL, channel="latest").manifest
 LONG = timedelta(days=3)
 FULL_OR_ANY = [

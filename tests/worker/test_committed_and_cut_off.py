@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
 from supabase_bridge.core.events import EventState
 from supabase_bridge.core.layout import ChannelPaths
 from supabase_bridge.releases.channel import Channel
 from tests.support.scene import MODEL, Scene
 from tests.support.simulators.faults import Fault, Respond
 from tests.support.simulators.storage import StorageSimulator
+
+pytestmark = pytest.mark.exhaustive
 
 
 def test_it_is_published_though_the_version_has_left_its_stage_meanwhile(

@@ -17,6 +17,8 @@ from tests.support.project_artifacts import settings_in_project, train_in_projec
 from tests.support.scene import BUCKET, MODEL, MakeScene, Scene
 from tests.support.simulators.storage import StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 PROD = "two_tower_prod"
 RUN_ID = "20251031T093831Z"
 

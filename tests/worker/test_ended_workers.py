@@ -118,7 +118,7 @@ def test_an_event_that_ends_each_worker_is_dead_after_four_and_the_other_models_
         return next(event for event in scene.events() if event.model == model)
 
     def hangs(ended: int, before: int) -> bool:
-        """Whether this worker has claimed the killer, too, and waits for an answer; it sends several requests at once."""
+        """Whether this worker has claimed the killer, too, and waits; it sends several requests at once."""
         event = event_of(KILLER)
         return event.takeovers == ended and event.leased_by is not None and met(simulator) > before
 

@@ -11,6 +11,8 @@ from tests.support.round_trips import serial, until_complete, until_published
 from tests.support.scene import Scene
 from tests.support.simulators.storage import Call, Delay, Fault, StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 LIMIT = 5
 LIMIT_AFTER_START = 6
 RELEASE_LIMIT = 8

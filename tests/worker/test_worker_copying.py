@@ -16,6 +16,8 @@ from tests.support.scene import BUCKET, MLMODEL, MODEL, MakeScene, Scene
 from tests.support.simulators.faults import Delay, Fault, Respond
 from tests.support.simulators.storage import StorageSimulator
 
+pytestmark = pytest.mark.exhaustive
+
 RUN_ID = "20251031T093831Z"
 PREFIX = f"{MODEL}/{RUN_ID}/"
 ONNX, WEIGHTS = f"{PREFIX}two_tower_{RUN_ID}.onnx", f"{PREFIX}two_tower_{RUN_ID}.pt"

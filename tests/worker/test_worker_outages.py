@@ -23,6 +23,8 @@ from tests.support.served import until
 from tests.support.simulators.storage import Delay, Fault, Outage, StorageSimulator
 from tests.support.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 
+pytestmark = pytest.mark.exhaustive
+
 SOON = timedelta(milliseconds=500)
 MIB = 1024 * 1024
 on_sqlite = pytest.mark.parametrize("make_worker_scene", ["sqlite"], indirect=True)

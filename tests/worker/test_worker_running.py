@@ -18,6 +18,8 @@ from tests.support.served import until
 from tests.support.simulators.storage import Delay, Fault, StorageSimulator
 from tests.support.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, working
 
+pytestmark = pytest.mark.exhaustive
+
 LONG = timedelta(seconds=600)
 AT_ONCE_SECONDS = 15.0
 CREATED, MOVED = EventKind.VERSION_CREATED, EventKind.STAGE_CHANGED

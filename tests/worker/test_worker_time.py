@@ -30,6 +30,8 @@ from tests.support.served import until
 from tests.support.simulators.storage import Delay, Fault, Respond, StorageSimulator
 from tests.support.worker_scenes import LIMIT_SECONDS, MakeWorkerScene, worker_process, working
 
+pytestmark = pytest.mark.exhaustive
+
 DAY = timedelta(days=1)
 
 
