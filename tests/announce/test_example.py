@@ -42,7 +42,7 @@ def test_the_example_receiver_verifies_and_drops_repetitions_and_forgeries(make_
 
 
 def answer(port: int, one: Received, *, body: bytes | None = None) -> int:
-    """Send a message again; return the status, 0 where nobody listens."""
+    """Send a message again; return the status, or 0 if no server listens."""
     data = one.body if body is None else body
     headers = {name: value for name, value in one.headers.items() if name.startswith(("webhook-", "content-type"))}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/", data=data, headers=headers)

@@ -1,4 +1,4 @@
-"""What is announced is what the release log shows: every switch once, whoever wrote it, and nothing else."""
+"""Announcements follow the release log: each switch is announced once, also one that another program wrote."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.exhaustive
 
 REQUEST = {"inputs": {"user_features": [[0.5] * WIDTH] * 2, "item_features": [[0.25] * WIDTH] * 3}}
 NO_SERVER = "http://127.0.0.1:9"
-"""Port 9 discards: whoever asks the tracking server is refused."""
+"""No server listens on port 9, so a request to the tracking server is refused."""
 
 _LOAD = """
 import sys, mlflow.onnx

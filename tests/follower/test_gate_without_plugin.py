@@ -232,7 +232,7 @@ def test_a_watched_server_cannot_refuse_and_the_pointer_stays(
         assert (tags(good)["status"], tags(bad)["status"]) == ("active", "rejected")
         assert tags(bad)["verdict"] == "Production: failed: recall@20 0.610 < 0.65"
         assert UNREFUSED in tags(bad)["error"]
-        # The gate changes: whoever promotes again is heard at once, and every full poll asks by itself.
+        # The gate changes: a new promotion is judged at once, and every full poll judges the others again.
         over_http.client.set_registered_model_tag(MODEL, "supabase.gate.recall_at_20", ">= 0.60")
         assert made.poller.poll().events == ()
         assert [event.version for event in made.poller.poll(full=True).events] == [bad]

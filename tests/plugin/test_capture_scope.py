@@ -1,4 +1,4 @@
-"""Whose changes are captured: those of our stores' databases, in each workspace; nobody else's."""
+"""Only changes in the databases of our stores are captured, in each workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MySQL and MariaDB compare names without case: whoever spells a model otherwise means the model that is there."""
+"""MySQL and MariaDB compare names without case, so another spelling of a name is the same model."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def remote(
 ) -> Iterator[Remote]:
     """Make a home without a snapshot; it stores its snapshot in a file, or on PostgreSQL if a test requests that."""
     monkeypatch.chdir(tmp_path)
-    # Set once by whoever watches, for the process; here each test begins without it.
+    # The follower sets it once for its process; here each test begins without it.
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     environment = {}
     if request.param == "postgresql":
