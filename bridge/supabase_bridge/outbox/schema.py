@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from supabase_bridge.outbox.errors import DatabaseError
-from supabase_bridge.outbox.tables import VERSION
+from supabase_bridge.outbox.tables import VERSION, set_options
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ def _migrate(connection: Connection, revision: str | None) -> None:
         found = list(script.iterate_revisions("head", revision or "base", implicit_base=True))
         return (MigrationStep.upgrade_from_script(script.revision_map, item) for item in reversed(found))
 
+    set_options()
     VERSION.create(connection, checkfirst=True)
     context = MigrationContext.configure(connection, opts={"version_table": VERSION.name, "fn": steps})
     # Each revision gets its operations as an argument: alembic's `op` is global, and servers have threads.
