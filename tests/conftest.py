@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,17 @@ settings.register_profile("exhaustive", _PATIENT, max_examples=100)
 settings.register_profile("long", _PATIENT, max_examples=20_000)
 settings.load_profile(FEW)
 
+# Without bytecode files, each program that a test starts would compile all that it imports: three seconds for MLflow.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # NumPy reads it when it is imported. On a busy machine its threads cost twenty times the work on small matrices.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _MLFLOW_FIXTURES = {"empty_database", "make_retained", "make_worker_scene", "registry"}
 _PLUGIN = Path(__file__).parent / "plugin"
+_LONGEST = {"worker", "cli", "plugin"}
+"""Directories that come first: a module that runs for a minute must not be the last one to start."""
 
 pytest_plugins = [
     # One that imports another one comes after it.
@@ -59,11 +66,14 @@ def _without_flushing(connection: object, _: object) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what uses MLflow, and, where a run asks for more examples, what has examples."""
+    """Mark what uses MLflow, what uses MariaDB (slow to start), and, in a run of more examples, what has examples."""
     many_examples = config.getoption("--hypothesis-profile") not in (None, FEW)
+    items.sort(key=lambda item: item.path.parent.name not in _LONGEST)
     for item in items:
         if _PLUGIN in item.path.parents or _MLFLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.mlflow)
+        if "mariadb" in item.name.partition("[")[2]:
+            item.add_marker(pytest.mark.exhaustive)
         if many_examples and is_hypothesis_test(getattr(item, "obj", None)):
             item.add_marker(pytest.mark.exhaustive)
 

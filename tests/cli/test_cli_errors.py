@@ -89,6 +89,7 @@ def test_bad_input_gets_one_line_and_changes_nothing(
     assert files_below(home / "supabase" / "models" / "_tmp") == {}
 
 
+@pytest.mark.exhaustive
 def test_the_executable_fails_the_same_way(partly_released: Scene) -> None:
     said = execute("mirror", MODEL, 3, "--home", partly_released.settings.home, directory=partly_released.settings.home)
     assert said.error.startswith("Error: model.onnx is not a valid ONNX model: ")

@@ -18,7 +18,8 @@ _PAGE = (Path(__file__).parents[2] / "docs" / "bring-your-own-model.md").read_te
 SNIPPETS = dict(re.findall(r"^## (scikit-learn|PyTorch|LightGBM)\n.*?^```python\n(.*?)^```", _PAGE, re.M | re.S))
 
 
-@pytest.mark.parametrize("name", ["scikit-learn", "LightGBM", pytest.param("PyTorch", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("name", ["scikit-learn", "LightGBM", "PyTorch"])
+@pytest.mark.exhaustive
 def test_a_model_that_a_snippet_converts_becomes_a_release(directory_scene: Scene, name: str) -> None:
     if name == "PyTorch":
         need_torch()

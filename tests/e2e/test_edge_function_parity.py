@@ -128,6 +128,7 @@ def only_python_reads(what: str) -> bool:
 
 
 @pytest.mark.parametrize("way", ["unsigned", "signed by whom we trust", "signed before the change"])
+@pytest.mark.exhaustive
 def test_a_manifest_with_anything_in_one_place_is_judged_as_python_judges_it(way: str) -> None:
     signer = new_signer()
     signers = [] if way == "unsigned" else [signer]

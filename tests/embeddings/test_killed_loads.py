@@ -73,6 +73,7 @@ def check_steps(sets: EmbeddingSets, embeddings_url: str, first: int, stride: in
     return killed
 
 
+@pytest.mark.exhaustive
 def test_a_killed_load_leaves_nothing_that_the_next_one_does_not_mend(sets: EmbeddingSets, embeddings_url: str) -> None:
     assert check_steps(sets, embeddings_url, first=10, stride=14) >= 4
 

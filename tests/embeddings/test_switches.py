@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import psycopg
+import pytest
 
 from supabase_bridge.client.release import Release
 from supabase_bridge.client.resolver import Resolver
@@ -175,6 +176,7 @@ def switch_all(index: Index, directory: Path, switches: Sequence[int] = SWITCHES
     return readers
 
 
+@pytest.mark.exhaustive
 def test_no_answer_mixes_two_releases_in_twenty_switches(connect_sets: Connect, tmp_path: Path) -> None:
     readers = switch_all(BySet(connect_sets), tmp_path / "models")
     assert sum(reader.count for reader in readers) >= 3 * 40

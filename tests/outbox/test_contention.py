@@ -128,10 +128,10 @@ def test_a_worker_paused_in_the_middle_of_a_transaction_keeps_what_it_has_locked
 ) -> None:
     server: DatabaseServer = request.getfixturevalue(kind)
     url = server.create()
-    paused, other = connect(url, idle_transaction_timeout=timedelta(seconds=1)), connect(url)
+    paused, other = connect(url, idle_transaction_timeout=timedelta(seconds=3)), connect(url)
     ensure_schema(other)
     record(other)
-    held = claimed(Outbox(paused), "paused")
+    held = claimed(Outbox(other), "paused")
 
     @sa.event.listens_for(paused, "commit", once=True)
     def _pause(_: object) -> None:

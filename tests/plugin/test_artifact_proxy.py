@@ -71,6 +71,7 @@ def proxy(
         yield Proxy(url=url, simulator=simulator, client=environment, directory=client)
 
 
+@pytest.mark.exhaustive
 def test_a_client_without_a_key_logs_lists_downloads_and_deletes(proxy: Proxy) -> None:
     large = bytes(range(256)) * 4096
     source = proxy.directory / "source"

@@ -61,7 +61,9 @@ def stores(
 
 
 @pytest.mark.parametrize("story", STORIES)
-@pytest.mark.parametrize("registry", ["sqlite", "postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    "registry", ["sqlite", pytest.param("postgresql", marks=pytest.mark.exhaustive)], indirect=True
+)
 def test_our_store_and_the_stock_one_answer_alike(story: str, stores: TwoStores) -> None:
     stores.check(*STORIES[story])
 
@@ -93,6 +95,7 @@ ANY_CALL = st.one_of(
 @pytest.mark.parametrize("registry", ["sqlite"], indirect=True)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(ANY_CALL, min_size=10, max_size=30))
+@pytest.mark.exhaustive
 def test_our_store_and_the_stock_one_answer_alike_whatever_is_asked(stores: TwoStores, calls: list[Call]) -> None:
     stores.clear()
     stores.check(create("m1"), version("m1"), *calls, *look("m1", "m2"))

@@ -51,6 +51,7 @@ def test_a_registry_whose_every_change_was_captured_gets_no_event(directory_scen
     assert directory_scene.events() == before
 
 
+@pytest.mark.exhaustive
 def test_what_was_finished_long_ago_and_removed_is_not_taken_for_missing(directory_scene: Scene) -> None:
     for _ in range(2):
         directory_scene.promote(directory_scene.train(), archive=True)
@@ -174,6 +175,7 @@ def test_only_the_model_that_was_asked_for_is_looked_at(directory_scene: Scene) 
     assert {item.subject for item in reconcile(directory_scene)} == {f"{MODEL} version 1"}
 
 
+@pytest.mark.exhaustive
 def test_a_pointer_moved_by_hand_stays_although_sql_had_promoted_another_version_before(
     directory_scene: Scene,
 ) -> None:

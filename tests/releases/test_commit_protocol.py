@@ -89,13 +89,7 @@ def test_two_writers_keep_every_promise_in_every_order(writers: str, beginning: 
     assert (covered.late > 0) == (losses > 0)
 
 
-@pytest.mark.parametrize(
-    "writers",
-    [
-        name if name == "a retried event and a person" else pytest.param(name, marks=pytest.mark.exhaustive)
-        for name in CROWDS
-    ],
-)
+@pytest.mark.parametrize("writers", CROWDS)
 def test_more_writers_keep_every_promise_in_every_order(writers: str, tell: Callable[[str], None]) -> None:
     losses, beginning, participants = CROWDS[writers]
     covered = searched(search(*participants(), objects=BEGINNINGS[beginning], losses=losses))
@@ -113,7 +107,7 @@ def test_only_a_write_that_comes_after_its_writer_gave_up_leaves_consumers_behin
 # --- the same on the real adapters ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["directory", "supabase"])
+@pytest.fixture(params=["directory", pytest.param("supabase", marks=pytest.mark.exhaustive)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectStore]:
     if request.param == "directory":
         yield DirectoryStore(tmp_path / "models")

@@ -118,6 +118,7 @@ def test_with_signing_off_there_is_no_signature_and_nobody_asks_for_one(draft: A
     assert KEYS.signature not in asked
 
 
+@pytest.mark.exhaustive
 def test_a_mirror_that_is_broken_off_anywhere_is_finished_by_the_next_attempt(draft: AssembledRelease) -> None:
     """Before each operation on the store, one after the other. Some failures disturb no attempt."""
     undisturbed, checks = MemoryStore(), PassingChecks(timeout=timedelta(minutes=1), memory_bytes=0)

@@ -24,7 +24,6 @@ from supabase_bridge.outbox.tables import OUTBOX
 from tests.support.outboxes import connect
 
 _ON_POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.exhaustive)
-_ON_MARIADB = pytest.param("mariadb", marks=pytest.mark.exhaustive)
 """Tests of what differs between databases name their database, and run by default."""
 
 
@@ -50,7 +49,7 @@ def sqlite_registry(
     _registries["sqlite"].clear()
 
 
-@pytest.fixture(params=["sqlite", _ON_POSTGRESQL, _ON_MARIADB])
+@pytest.fixture(params=["sqlite", _ON_POSTGRESQL, "mariadb"])
 def registry(request: pytest.FixtureRequest, _registries: dict[str, Registry]) -> Iterator[Registry]:
     """Make an empty registry behind our store, on each kind of database."""
     kind: str = request.param
@@ -64,7 +63,7 @@ def registry(request: pytest.FixtureRequest, _registries: dict[str, Registry]) -
     _registries[kind].clear()
 
 
-@pytest.fixture(params=["sqlite", _ON_POSTGRESQL, _ON_MARIADB])
+@pytest.fixture(params=["sqlite", _ON_POSTGRESQL, "mariadb"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Make an empty database of each kind."""
     if request.param == "sqlite":
@@ -81,7 +80,7 @@ def _outboxes() -> Iterator[dict[str, Engine]]:
         engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql", _ON_MARIADB])
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
 def engine(
     request: pytest.FixtureRequest, _outboxes: dict[str, Engine], tmp_path_factory: pytest.TempPathFactory
 ) -> Engine:

@@ -138,6 +138,7 @@ def test_a_version_says_which_step_runs_since_when(
     assert "note" not in scene.tags(version)
 
 
+@pytest.mark.exhaustive
 def test_a_long_step_delays_no_other_channel_model_or_rollback(
     make_scene: MakeScene, directory_settings: Settings, tmp_path: Path
 ) -> None:

@@ -290,6 +290,7 @@ def test_a_promotion_during_an_outage_gets_there_afterwards(supabase_scene: Scen
     assert "error" not in supabase_scene.tags(version)
 
 
+@pytest.mark.exhaustive
 def test_published_at_is_when_the_promotion_was_first_taken_up(
     supabase_scene: Scene, simulator: StorageSimulator
 ) -> None:
@@ -448,6 +449,7 @@ def whole_second(moment: datetime | None) -> datetime:
     return moment.replace(microsecond=0)
 
 
+@pytest.mark.exhaustive
 def test_a_switch_that_was_committed_and_given_up_is_published_by_a_retry_though_nobody_wants_it_now(
     make_scene: MakeScene, supabase_settings: Settings, simulator: StorageSimulator
 ) -> None:

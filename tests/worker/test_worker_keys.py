@@ -23,6 +23,7 @@ def downloads_of_weights(simulator: StorageSimulator) -> list[str]:
     return [path for path in whole if path.endswith(WEIGHTS) and "/info/" not in path]
 
 
+@pytest.mark.exhaustive
 def test_keys_are_replaced_one_by_one_while_everything_runs_and_digests_stay_trusted(
     make_scene: MakeScene,
     supabase_settings: Settings,

@@ -6,6 +6,7 @@ import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import pytest
 from mlflow.entities import Dataset as DatasetEntity
 from mlflow.entities import DatasetInput, InputTag
 
@@ -240,6 +241,7 @@ def test_a_run_that_never_ends_is_not_waited_for_longer_than_the_grace(directory
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_two_trainings_of_one_second_get_release_names_of_their_own(scene: Scene) -> None:
     versions = [scene.train(ended_at=FIRST_TRAINING) for _ in range(3)]
     scene.work()
@@ -278,6 +280,7 @@ def test_a_pending_promotion_follows_its_model_to_the_new_name(directory_scene: 
     assert directory_scene.current(key=MODEL) == version
 
 
+@pytest.mark.exhaustive
 def test_a_new_model_under_the_name_of_a_renamed_one_is_refused(scene: Scene) -> None:
     scene.train()
     scene.work()
@@ -301,6 +304,7 @@ def test_a_new_model_under_the_name_of_a_renamed_one_is_refused(scene: Scene) ->
 # --- what was deleted in MLflow ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_run_registered_again_after_its_version_was_deleted_is_promoted_as_a_release_of_its_own(scene: Scene) -> None:
     run = scene.log_run()
     first = scene.register(run)
@@ -328,6 +332,7 @@ def test_a_run_whose_version_was_deleted_before_it_was_mirrored_goes_on_in_the_s
     assert (scene.current(), scene.tags(second)["run_id"]) == (second, RUN_ID)
 
 
+@pytest.mark.exhaustive
 def test_a_model_that_was_deleted_and_made_again_gets_releases_beside_the_old_ones(directory_scene: Scene) -> None:
     scene = directory_scene
     runs = [scene.log_run() for _ in range(2)]
@@ -353,6 +358,7 @@ def test_a_model_that_was_deleted_and_made_again_gets_releases_beside_the_old_on
     ]
 
 
+@pytest.mark.exhaustive
 def test_a_version_that_lost_its_tag_finds_its_own_release_again(directory_scene: Scene) -> None:
     version = directory_scene.train()
     directory_scene.work()
@@ -364,6 +370,7 @@ def test_a_version_that_lost_its_tag_finds_its_own_release_again(directory_scene
     assert before == directory_scene.objects(PREFIX)
 
 
+@pytest.mark.exhaustive
 def test_a_release_of_the_same_number_and_run_with_another_model_in_it_is_not_taken_for_the_versions(
     directory_scene: Scene,
 ) -> None:
