@@ -1,10 +1,11 @@
 """Measure what verification adds to a pull: a pull into an empty cache against a bare httpx download.
 
-    python -m benchmarks.pull [--rounds 9] [--size 200000000] [--limit 1.10]
+    python -m benchmarks.pull [--rounds 9] [--size 200000000] [--limit 1.10] [--round-trip-ms 50]
 
 Both write to files; they take turns. A second pull from the cache follows, and its requests are counted. Exit code 1:
 the ratio of the medians is above the limit, or the second pull downloaded a file. The simulator runs in its own
-process; SUPABASE_URL and SUPABASE_SECRET_KEY name another server.
+process; SUPABASE_URL and SUPABASE_SECRET_KEY name another server. With a round-trip time, both go through a proxy with
+that time and the window that Linux gives a connection, 3 MB.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,9 +29,11 @@ from supabase_bridge.core.documents import FileRecord
 from supabase_bridge.storage.base import PutOptions
 from supabase_bridge.storage.hashing import hash_file
 from tests.support.consumers import MODEL, Bucket
+from tests.support.distant import distant
 from tests.support.simulators.storage import StorageSimulator
 
 WARM_UP = 1
+WINDOW_BYTES = 3_000_000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,19 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="pulls of each kind (default: 9)")
     parser.add_argument("--size", type=int, default=200_000_000, help="bytes of the model (default: 200000000)")
     parser.add_argument("--limit", type=float, default=1.1, help="highest ratio that passes (default: 1.10)")
+    parser.add_argument(
+        "--round-trip-ms", type=float, default=0, help="of the connection (default: that to the server)"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as directory, target() as place, _released(place, options.size) as keys:
         cache, copies = Path(directory, "cache"), Path(directory, "copies")
-        with place.bare() as client:
+        with _far(place, options.round_trip_ms) as far, far.bare() as client:
             bare_ms, ours_ms = _medians_ms(
-                [lambda: _bare(client, keys, copies), lambda: _ours(place, cache)],
+                [lambda: _bare(client, keys, copies), lambda: _ours(far, cache)],
                 before=lambda: _clear(cache, copies),
                 rounds=options.rounds,
             )
         bodies, warm_ms = _warm(Path(directory, "small"))
     ratio = ours_ms / bare_ms
+    distance = f", {options.round_trip_ms:.0f} ms away" if options.round_trip_ms else ""
     print(
-        f"{options.size / 1e6:.0f} MB from {place}: bare {bare_ms:.0f} ms, cold pull {ours_ms:.0f} ms, "
+        f"{options.size / 1e6:.0f} MB from {place}{distance}: bare {bare_ms:.0f} ms, cold pull {ours_ms:.0f} ms, "
         f"ratio {ratio:.2f} (limit {options.limit:.2f})"
     )
     print(f"warm pull of a small release: {warm_ms:.0f} ms, {bodies} file bodies over the network (limit 0)")
@@ -82,6 +90,16 @@ def _released(place: Target, size_bytes: int) -> Iterator[list[str]]:
     finally:
         store.delete(keys)
         store.close()
+
+
+@contextmanager
+def _far(place: Target, round_trip_ms: float) -> Iterator[Target]:
+    """Yield the server as it is at the end of a long connection; as it is, if no time is given."""
+    if not round_trip_ms:
+        yield place
+        return
+    with distant(place.url, round_trip_ms=round_trip_ms, window_bytes=WINDOW_BYTES) as url:
+        yield replace(place, url=url)
 
 
 def _clear(*directories: Path) -> None:

@@ -20,7 +20,7 @@ FEW = "few"
 # A busy machine draws examples slowly; that says nothing about the code under test.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(FEW, _PATIENT, max_examples=10, derandomize=True, database=None)
-settings.register_profile("exhaustive", _PATIENT, max_examples=100)
+settings.register_profile("exhaustive", _PATIENT, max_examples=50)
 settings.register_profile("long", _PATIENT, max_examples=20_000)
 settings.load_profile(FEW)
 

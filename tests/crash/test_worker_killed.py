@@ -16,7 +16,7 @@ from tests.support.project_artifacts import settings_in_project, train_in_projec
 from tests.support.scene import MakeScene, Scene, files_below, supabase_environment
 from tests.support.simulators.storage import StorageSimulator
 
-EVERY, COPYING_EVERY, STEPS_EVERY = 36, 60, 100
+EVERY, COPYING_EVERY, STEPS_EVERY = 60, 100, 160
 """Which points are taken without `--crash-every`."""
 
 

@@ -31,7 +31,8 @@ WIDTHS |= {"tag_vocab_size": 4096, "performer_vocab_size": 1024, "preferred_tag_
 def run(url: str, directory: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run the whole example on a slice, with a database for the embeddings and further variables."""
     need_torch()
-    environment = {**os.environ, "SUPABASE_BRIDGE_EMBEDDINGS_URL": url, "OMP_NUM_THREADS": "1", **more}
+    quiet = {"OMP_NUM_THREADS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = {**os.environ, **quiet, "SUPABASE_BRIDGE_EMBEDDINGS_URL": url, **more}
     command = [
         sys.executable,
         str(EXAMPLE / "run_all.py"),

@@ -46,10 +46,8 @@ class DigestCache:
             return None
         try:
             with open_for_reading(self._directory / sha256) as file:
-                size_bytes = min(os.fstat(file.fileno()).st_size, LIMIT_BYTES)
-                data = file.read(
-                    size_bytes
-                )  # Not of LIMIT_BYTES: thousands are read, and each would get a buffer so large.
+                # Not of LIMIT_BYTES: thousands are read, and each would get a buffer so large.
+                data = file.read(min(os.fstat(file.fileno()).st_size, LIMIT_BYTES))
         except OSError:
             return None
         return data if hashlib.sha256(data).hexdigest() == sha256 else None

@@ -1,4 +1,4 @@
-"""Read objects from Supabase Storage: whole, in ranges, resumed after interruptions.
+"""Read objects from Supabase Storage: whole, in ranges, in several ranges at once, resumed after interruptions.
 
 The worker's store and the client library use the same reader. It imports httpx, not storage3, which takes 0.1 s more.
 """
@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import httpx
@@ -22,6 +26,15 @@ from supabase_bridge.storage.http import BUDGET, BoundedTransport
 from supabase_bridge.storage.supabase.endpoint import Content, Endpoint, Target
 from supabase_bridge.storage.supabase.responses import FAILURES, TRIES, Operation, RefusalError, classify, read_refusal
 from supabase_bridge.storage.time_budget import TimeBudget
+
+LARGE_BYTES = 16 * 1024 * 1024
+"""A smaller object is always read by one request."""
+
+PART_BYTES = 4 * 1024 * 1024
+_PARTS_AT_ONCE = 8
+_SAMPLE_BYTES = 2 * 1024 * 1024
+_FAST_RATE = 50_000_000
+"""Bytes per second. A connection that brings the sample at this rate brings the whole object."""
 
 _CONTENT_RANGE = re.compile(r"bytes (?P<start>[0-9]{1,18})-[0-9]{1,18}/(?P<size>[0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
@@ -40,15 +53,21 @@ class HttpReader:
 
     Args:
         transport: Sends the requests; `close` closes it.
-        pause: Waits between two attempts; replaced in tests.
+        pause: Waits between two attempts; replaced in tests, as `fast_rate` is.
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, transport: BoundedTransport, pause: Callable[[float], None] = time.sleep
+        self,
+        endpoint: Endpoint,
+        *,
+        transport: BoundedTransport,
+        pause: Callable[[float], None] = time.sleep,
+        fast_rate: int = _FAST_RATE,
     ) -> None:
         self.endpoint = endpoint
         self.transport = transport
         self.pause = pause
+        self._fast_rate = fast_rate
 
     @property
     def name(self) -> str:
@@ -89,6 +108,10 @@ class HttpReader:
     ) -> Iterator[bytes]:
         """Return an object in pieces; the iterator ends only when all bytes have come.
 
+        A connection brings at most its window per round trip, so that a distant server needs several. A large object
+        that comes slowly is therefore read in parts, `_PARTS_AT_ONCE` at once, if the deadline is fixed. That takes
+        the memory of these parts.
+
         Args:
             size_bytes: The recorded size; an object of another size is refused.
             fresh: Read past any cache.
@@ -99,7 +122,57 @@ class HttpReader:
         """
         # A hosted project's CDN may serve an overwritten object for up to a minute.
         nonce = uuid.uuid4().hex if fresh else None
-        return _Download(reader=self, key=key, budget=deadline, expected_bytes=size_bytes, nonce=nonce).pieces()
+        download = _Download(reader=self, key=key, budget=deadline, expected_bytes=size_bytes, nonce=nonce)
+        if deadline.is_deadline and size_bytes is not None and size_bytes >= LARGE_BYTES:
+            return self._large(download, size_bytes)
+        return download.pieces()
+
+    def _large(self, download: _Download, size_bytes: int) -> Iterator[bytes]:
+        """Yield a large object; after a sample that came slowly, the rest in parts."""
+        with closing(download.pieces()) as pieces:
+            yield next(pieces)
+            waited, first = 0.0, download.offset
+            while download.offset < _SAMPLE_BYTES:
+                began = time.monotonic()
+                piece = next(pieces)
+                waited += time.monotonic() - began
+                yield piece
+            if not download.takes_ranges or download.offset - first >= waited * self._fast_rate:
+                yield from pieces
+                return
+        yield from self._in_parts(download, size_bytes)
+
+    def _in_parts(self, begun: _Download, size_bytes: int) -> Iterator[bytes]:
+        """Yield what an interrupted download lacks, in order."""
+        ahead, ended = deque[Future[bytes]](), threading.Event()
+        with ThreadPoolExecutor(_PARTS_AT_ONCE, "part") as pool:
+            try:
+                for start in range(begun.offset, size_bytes, PART_BYTES):
+                    stop = min(start + PART_BYTES, size_bytes)
+                    ahead.append(pool.submit(self._part, begun, start, stop, ended))
+                    if len(ahead) == _PARTS_AT_ONCE:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                ended.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _part(self, of: _Download, start: int, stop: int, ended: threading.Event) -> bytes:
+        """Return the bytes from `start` to before `stop`; fewer once the event is set."""
+        part = _Download(
+            reader=self,
+            key=of.key,
+            budget=of.budget,
+            offset=start,
+            stop=stop,
+            is_ranged=True,
+            size_bytes=of.size_bytes,
+            etag=of.etag,
+            nonce=of.nonce,
+        )
+        with closing(part.pieces()) as pieces:
+            return b"".join(takewhile(lambda _: not ended.is_set(), pieces))
 
     def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int, deadline: TimeBudget) -> bytes:
         """Return `size_bytes` bytes of an object from `start`, fewer at its end.
@@ -111,17 +184,8 @@ class HttpReader:
         stop = min(start + size_bytes, info.size_bytes)
         if stop <= start:
             return b""
-        part = _Download(
-            reader=self,
-            key=info.key,
-            budget=deadline,
-            offset=start,
-            stop=stop,
-            is_ranged=True,
-            size_bytes=info.size_bytes,
-            etag=f'"{info.etag}"',
-        )
-        return b"".join(part.pieces())
+        whole = _Download(reader=self, key=info.key, budget=deadline, size_bytes=info.size_bytes, etag=f'"{info.etag}"')
+        return self._part(whole, start, stop, threading.Event())
 
     def close(self) -> None:
         """Close the connections."""
@@ -141,6 +205,7 @@ class _Download:
         nonce: With one, no cache answers.
         offset: Where the next byte lies; `stop` is behind the last one, None for the object's end.
         etag: The object's ETag, if it can be sent back.
+        takes_ranges: Whether the server said that it takes ranges of the object, and they can be compared by an ETag.
         is_unchanged: Whether the server answered that the object still has `known_etag`.
         is_replaced: Whether it failed because the object was replaced after the first bytes.
     """
@@ -157,6 +222,7 @@ class _Download:
     is_ranged: bool = False
     size_bytes: int | None = None
     etag: str | None = None
+    takes_ranges: bool = False
     is_unchanged: bool = False
     is_replaced: bool = False
 
@@ -165,7 +231,7 @@ class _Download:
         to, operation = self.reader.endpoint, f"reading {self.key}"
         return Operation(store=to.name, bucket=to.bucket, operation=operation, key=self.key, role=to.role)
 
-    def pieces(self) -> Iterator[bytes]:
+    def pieces(self) -> Generator[bytes, None, None]:
         tried = 0
         while True:
             if self.budget.is_deadline and self.budget.left() <= 0:
@@ -249,6 +315,7 @@ class _Download:
             if self.expected_bytes is not None and length not in (None, self.expected_bytes):
                 raise self._other_size(str(length))
             self.etag, self.size_bytes = etag, length
+            self.takes_ranges = None not in (etag, length) and response.headers.get("accept-ranges") == "bytes"
             if self.limit_bytes is not None and (length or 0) > self.limit_bytes:
                 raise errors.ObjectTooLargeError(self.reader.name, self.key, self.limit_bytes)
             return
