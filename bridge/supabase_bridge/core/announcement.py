@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from supabase_bridge.core.comparison import MetricChange, MetricComparison
-from supabase_bridge.core.documents import Manifest, ReleasePointer
 from supabase_bridge.core.layout import ChannelPaths
-from supabase_bridge.core.release_log import activated_manually
 from supabase_bridge.core.text import format_time
+
+if TYPE_CHECKING:
+    from supabase_bridge.core.comparison import MetricChange, MetricComparison
+    from supabase_bridge.core.documents import Manifest, ReleasePointer
 
 _NOTES_LIMIT = 1_000
 _METRICS_LIMIT = 20
@@ -80,6 +81,9 @@ def switch(
         before: The entry before it.
         metrics: Those of the release that was current before, and of the one that is current now.
     """
+    # The settings need this module's kinds in each command; the documents take 0.05 s to import.
+    from supabase_bridge.core.release_log import activated_manually
+
     paths = ChannelPaths(model_key=entry.model_name, channel=entry.channel)
     former = before.current if before is not None else next(iter(entry.previous), None)
     known = set() if before is None else {pointer.run_id for pointer in before.previous}
