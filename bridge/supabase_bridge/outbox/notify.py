@@ -23,7 +23,7 @@ from supabase_bridge.outbox.sql import CHANNEL
 
 logger = logging.getLogger(__name__)
 
-_FILE_POLL_SECONDS = 0.01
+_FILE_POLL_SECONDS = 0.005
 _FILE_TIME_STEP_SECONDS = 0.05
 """Resolution of file times: a second change within one step may not be visible."""
 _STOP_POLL_SECONDS = 0.25

@@ -69,6 +69,15 @@ def _recorded(store: ObjectStore, paths: ReleasePaths) -> ModelMeta | None:
         return None
 
 
+def claimed_key(model: RegisteredModel) -> str:
+    """Return the folder that a registered model claims; see `model_key`, which checks that it may have it.
+
+    Raises:
+        InvalidNameError: the name, or the tag, cannot be a folder.
+    """
+    return check_model_key(model.tags.get(MODEL_KEY_TAG) or model.name)
+
+
 def model_key(registry: Registry, store: ObjectStore, model: RegisteredModel) -> str:
     """Return the folder of a registered model: its tag `supabase.key`, or its name, which is then written to the tag.
 
@@ -85,13 +94,12 @@ def model_key(registry: Registry, store: ObjectStore, model: RegisteredModel) ->
         InvalidNameError: the name, or the tag, cannot be a folder.
         NoReleasePlaceError: another registered model of the workspace owns the folder.
     """
-    tagged = model.tags.get(MODEL_KEY_TAG)
-    key = check_model_key(tagged or model.name)
+    key = claimed_key(model)
     claimants = registry.models_named(MODEL_KEY_TAG, key, model.workspace, by_name=key != model.name)
     others = [name for name in claimants if name != model.name]
     if others:
         _refuse_anothers(registry, store, key, model.name, others, model.workspace)
-    if tagged is None:
+    if MODEL_KEY_TAG not in model.tags:
         registry.set_model_tag(model.name, MODEL_KEY_TAG, key, model.workspace)
     return key
 

@@ -22,7 +22,7 @@ from supabase_bridge.outbox.freezes import freeze_at
 from supabase_bridge.outbox.queue import Outbox
 from supabase_bridge.registry.client import RegisteredModel, RegisteredVersion, Registry
 from supabase_bridge.registry.errors import ModelNotFoundError, NoReleasePlaceError, VersionNotFoundError
-from supabase_bridge.registry.naming import model_key
+from supabase_bridge.registry.naming import claimed_key, model_key
 from supabase_bridge.releases.archive import Bucket
 from supabase_bridge.releases.channel import Channel, KnownHeads
 from supabase_bridge.releases.heads import in_parallel
@@ -141,7 +141,10 @@ class ModelContext:
 
     def channel(self, name: str) -> Channel:
         """A channel of the model."""
-        paths = ChannelPaths(model_key=self.key, channel=name)
+        return self._channel(self.key, name)
+
+    def _channel(self, key: str, name: str) -> Channel:
+        paths = ChannelPaths(model_key=key, channel=name)
         return Channel(self.store, paths, self._services.signing, at_once=in_parallel)
 
     def version(self, number: int | None) -> RegisteredVersion | None:
@@ -271,9 +274,11 @@ class ModelContext:
         if not needed:
             yield from channels
             return
-        logs = {name: self.channel(name) for name in needed}
+        # Whether the model may have this folder is checked while the logs are read.
+        logs = {name: self._channel(claimed_key(self._model), name) for name in needed}
         with ThreadPoolExecutor(len(needed), thread_name_prefix="reading") as pool:
             reads = {name: pool.submit(self._services.heads.read, log) for name, log in logs.items()}
+            _ = self.key
             self.releases.begin(self.store, self._candidates(channels))
             heads = {name: read.result().head for name, read in reads.items()}
         for facts in channels:

@@ -169,12 +169,9 @@ class Worker:
 
     def _next(self, running: RunningEvents, is_event_driven: bool) -> tuple[Event | None, timedelta]:
         """Start the next event; return it, or how long to wait for one if no notification comes before."""
-        event = running.claim(self._claim)
         longest = min(_LONGEST_PAUSE, self._settings.lease)
-        if event is not None or not is_event_driven:
-            return event, longest
-        due = self._outbox.until_due(now=self._now())
-        # An event that became due between the two queries is in neither result.
+        # Asked before the claim, which thus finds what becomes due between the two queries.
+        due = self._outbox.until_due(now=self._now()) if is_event_driven else None
         return running.claim(self._claim), longest if due is None else min(due, longest)
 
     def _claim(
