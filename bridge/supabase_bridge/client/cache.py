@@ -78,12 +78,21 @@ class Cache:
             LocalFileError: the cache cannot be written.
         """
         directory = self._releases / release.content_id
+        same_content: dict[str, list[str]] = {}
+        for name, record in release.files.items():
+            same_content.setdefault(record.sha256, []).append(name)
+
+        def put(sha256: str) -> None:
+            # One after the other, so that the second file is a link to the first one's blob.
+            for name in same_content[sha256]:
+                self._put(directory / name, name, release.files[name], fetch)
+
         with suppress(OSError):  # Reported below, inside the lock.
             _make(self._releases)
         with file_lock(_lock_of(directory), wait_seconds=wait_seconds):
             try:
                 directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-                for_each(release.files, lambda name: self._put(directory / name, name, release.files[name], fetch))
+                for_each(same_content, put)
                 os.utime(directory)
                 use(directory)
             except OSError as error:
