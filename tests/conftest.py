@@ -33,7 +33,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _MLFLOW_FIXTURES = {"empty_database", "make_retained", "make_worker_scene", "registry"}
 _PLUGIN = Path(__file__).parent / "plugin"
-_LONGEST = {"worker", "cli", "plugin"}
+_LONGEST = {"crash", "e2e", "worker", "cli", "plugin"}
 """Directories that come first: a module that runs for a minute must not be the last one to start."""
 
 pytest_plugins = [

@@ -194,7 +194,7 @@ def test_an_etag_that_cannot_be_sent_back_does_no_harm() -> None:
         talk.send(b'HTTP/1.1 200 OK\r\nETag: "\xc3\xa9"\r\nContent-Length: %d\r\n\r\n%s' % (len(data), data))
 
     data = manifest()
-    with hostile(script) as server, resolver(server.url) as reading:
+    with hostile(script) as server, resolver(server.url, timeout=timedelta(seconds=PATIENT_SECONDS)) as reading:
         assert reading.resolve(MODEL).run_id == reading.resolve(MODEL).run_id == FIRST
         assert all(b"if-none-match" not in head.lower() for head in server.heads)
 
