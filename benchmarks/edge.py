@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from tests.support.consumers import BUCKET, FIRST, MODEL, SECOND, Bucket, new_si
 from tests.support.databases import running_pgvector
 from tests.support.edge_function import EdgeFunction, pem, serving
 from tests.support.embedding_sets import rows
+from tests.support.machine import peak_bytes
 from tests.support.simulators.postgrest import Postgrest
 from tests.support.simulators.storage import StorageSimulator
 from tests.support.two_tower import USER_WIDTH, user_tower
@@ -123,9 +123,9 @@ def _cpu_seconds(function: EdgeFunction) -> float:
 
 def _memory_mb(function: EdgeFunction) -> float:
     """Return the largest resident size that the process had."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{function.process.pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
+    found = peak_bytes(function.process.pid)
+    assert found > 0
+    return found / 1e6
 
 
 if __name__ == "__main__":

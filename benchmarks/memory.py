@@ -24,6 +24,7 @@ from supabase_bridge.core.documents import FileRecord
 from supabase_bridge.storage.base import ObjectStore, PutOptions
 from supabase_bridge.storage.download import fetch
 from supabase_bridge.storage.hashing import hash_body
+from tests.support.machine import peak_bytes
 
 MIB = 1024 * 1024
 SMALL_BYTES = 8 * MIB
@@ -63,9 +64,9 @@ def _rise_bytes(way: str, size_bytes: int) -> int:
         prefix = uuid.uuid4().hex
         small, large = f"{prefix}/small", f"{prefix}/large"
         _transfer(way, store, _sparse(path, SMALL_BYTES), small, copy)
-        before = _peak_bytes()
+        before = peak_bytes()
         _transfer(way, store, _sparse(path, size_bytes), large, copy)
-        rise = _peak_bytes() - before
+        rise = peak_bytes() - before
         store.delete([small, large])
         store.close()
     return rise
@@ -83,13 +84,6 @@ def _sparse(path: Path, size_bytes: int) -> Path:
     with path.open("wb") as file:
         file.truncate(size_bytes)
     return path
-
-
-def _peak_bytes() -> int:
-    """Return the largest resident set so far. On Linux the one of getrusage begins with that of the parent process."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

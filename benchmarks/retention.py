@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ from benchmarks.registries import bridge_command
 from mlflow_supabase.store import build
 from supabase_bridge.settings.model import Settings
 from supabase_bridge.storage.factory import open_store
+from tests.support.machine import peak_bytes
 from tests.support.simulators.storage import StorageSimulator
 
 _POLICY = '[retention]\nthen = "delete"\nkeep = 3\nmin_age_days = 0\n'
@@ -76,20 +76,14 @@ def _measure(*, versions: int, models: int) -> Measured:
         with (home / "plan").open("wb") as output:
             command = bridge_command("retention", "plan", "--home", str(home))
             process = subprocess.Popen(command, env={**kept, **environ}, stdout=output, stderr=output)
-            peak_mb = 0.0
+            peak = 0
             while process.poll() is None:
-                peak_mb = _peak_mb(process.pid) or peak_mb
+                peak = peak_bytes(process.pid) or peak
                 time.sleep(_LOOK_SECONDS)
         seconds = time.perf_counter() - start
         assert process.returncode == 0
         assert f"{versions - models * _KEEP} releases would go" in (home / "plan").read_text()
-    return Measured(seconds=seconds, peak_mb=peak_mb)
-
-
-def _peak_mb(pid: int) -> float | None:
-    """Return the largest resident size of a process so far, on Linux. That of wait4 begins with the parent's size."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return None if found is None else int(found[1]) / 1e3
+    return Measured(seconds=seconds, peak_mb=peak / 1e6)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from supabase_bridge.mirror.source_files import ModelFile, SourceFolder
 from supabase_bridge.mirror.sources import VersionSource
 from supabase_bridge.storage.hashing import hash_file
 from tests.support.full_disk import no_file_larger_than
+from tests.support.machine import peak_bytes
 
 WEIGHTS = np.arange(1_024, dtype=np.float32)
 CHECKS = Checks(timeout=timedelta(seconds=60), memory_bytes=2_000_000_000)
@@ -203,12 +204,6 @@ def of_empty_nodes(count: int) -> bytes:
     nodes = b"\x0a\x00" * count
     size = b"".join(bytes([len(nodes) >> shift & 0x7F | 0x80]) for shift in (0, 7, 14)) + bytes([len(nodes) >> 21])
     return b"\x08\x08\x3a" + size + nodes
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has had since its peak was reset."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def test_the_record_of_a_graph_has_its_ends_operators_and_operator_sets(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from datetime import timedelta
 
 import pytest
@@ -26,8 +26,9 @@ ROUND_TRIP_MS, WINDOW_BYTES = 20, 256 * 1024
 
 @contextmanager
 def reader(simulator: StorageSimulator, *, far: bool = True) -> Iterator[HttpReader]:
-    with distant(simulator.url, round_trip_ms=ROUND_TRIP_MS if far else 0, window_bytes=WINDOW_BYTES) as url:
-        place = ProjectEndpoint(url=url if far else simulator.url, bucket=BUCKET, key=SecretStr(simulator.service_key))
+    server = distant(simulator.url, round_trip_ms=ROUND_TRIP_MS, window_bytes=WINDOW_BYTES)
+    with server if far else nullcontext(simulator.url) as url:
+        place = ProjectEndpoint(url=url, bucket=BUCKET, key=SecretStr(simulator.service_key))
         transport = BoundedTransport(timedelta(minutes=1))
         # A busy machine makes any connection slow.
         with closing(HttpReader(place, transport=transport, fast_rate=10**9 if far else 1)) as opened:

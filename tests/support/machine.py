@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -43,6 +44,15 @@ def free_port() -> int:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def peak_bytes(pid: int | str = "self") -> int:
+    """Return the largest resident size of a process so far, or since its peak was reset, on Linux; 0: it has ended.
+
+    What getrusage and wait4 tell begins with the size of the process that started it.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return 0 if found is None else int(found[1]) * 1024
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:

@@ -24,7 +24,7 @@ from supabase_bridge.outbox.tables import OUTBOX
 from tests.support.outboxes import connect
 
 _ON_POSTGRESQL = pytest.param("postgresql", marks=pytest.mark.exhaustive)
-"""Tests of what differs between databases name their database, and run by default."""
+"""Tests of what differs between databases name theirs, and run by default, but on MariaDB; see tests/conftest.py."""
 
 
 @pytest.fixture(scope="session")

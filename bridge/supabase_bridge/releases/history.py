@@ -150,7 +150,7 @@ class LogHistory:
         data = self._cache.get(sha256)
         if data is None:
             return None
-        entry = Manifest.model_validate_json(data)  # It was parsed strictly before it was cached.
+        entry = Manifest.parse_again(data)
         paths = self._channel.paths
         named = (entry.model_name, entry.channel, entry.sequence)
         return entry if named == (paths.model_key, paths.channel, sequence) else None
@@ -228,7 +228,7 @@ def metrics_of(
     found: dict[str, Metrics] = {}
     for run_id, current in releases.items():
         if (data := cache.get(_digest_of_metrics(current))) is not None:
-            found[run_id] = Metrics.model_validate_json(data)  # See `LogHistory`.
+            found[run_id] = Metrics.parse_again(data)
 
     def read(run_id: str) -> None:
         current = releases[run_id]

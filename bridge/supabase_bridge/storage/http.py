@@ -175,11 +175,12 @@ class _Connection:
 
     def note_socket(self, event: str, facts: Mapping[str, object]) -> None:
         """Remember the socket of each new connection, and read it in large pieces; TLS wraps it in another one."""
-        if not event.endswith(("connect_tcp.complete", "start_tls.complete")):
-            return
         stream = facts.get("return_value")
-        found = stream.get_extra_info("socket") if isinstance(stream, httpcore.NetworkStream) else None
-        if isinstance(stream, httpcore.NetworkStream) and isinstance(found, socket.socket):
+        is_new = event.endswith(("connect_tcp.complete", "start_tls.complete"))
+        if not is_new or not isinstance(stream, httpcore.NetworkStream):
+            return
+        found = stream.get_extra_info("socket")
+        if isinstance(found, socket.socket):
             vars(stream)["read"] = partial(_read_more, stream.read)
             self._refuse_peer(found)
             with self._lock:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -149,7 +149,8 @@ class HttpReader:
             try:
                 for start in range(begun.offset, size_bytes, PART_BYTES):
                     stop = min(start + PART_BYTES, size_bytes)
-                    ahead.append(pool.submit(self._part, begun, start, stop, ended))
+                    part = replace(begun, offset=start, stop=stop, is_ranged=True, expected_bytes=None)
+                    ahead.append(pool.submit(_whole, part, ended))
                     if len(ahead) == _PARTS_AT_ONCE:
                         yield ahead.popleft().result()
                 while ahead:
@@ -157,22 +158,6 @@ class HttpReader:
             finally:
                 ended.set()
                 pool.shutdown(wait=False, cancel_futures=True)
-
-    def _part(self, of: _Download, start: int, stop: int, ended: threading.Event) -> bytes:
-        """Return the bytes from `start` to before `stop`; fewer once the event is set."""
-        part = _Download(
-            reader=self,
-            key=of.key,
-            budget=of.budget,
-            offset=start,
-            stop=stop,
-            is_ranged=True,
-            size_bytes=of.size_bytes,
-            etag=of.etag,
-            nonce=of.nonce,
-        )
-        with closing(part.pieces()) as pieces:
-            return b"".join(takewhile(lambda _: not ended.is_set(), pieces))
 
     def read_part(self, info: ObjectInfo, *, start: int, size_bytes: int, deadline: TimeBudget) -> bytes:
         """Return `size_bytes` bytes of an object from `start`, fewer at its end.
@@ -184,8 +169,17 @@ class HttpReader:
         stop = min(start + size_bytes, info.size_bytes)
         if stop <= start:
             return b""
-        whole = _Download(reader=self, key=info.key, budget=deadline, size_bytes=info.size_bytes, etag=f'"{info.etag}"')
-        return self._part(whole, start, stop, threading.Event())
+        part = _Download(
+            reader=self,
+            key=info.key,
+            budget=deadline,
+            offset=start,
+            stop=stop,
+            is_ranged=True,
+            size_bytes=info.size_bytes,
+            etag=f'"{info.etag}"',
+        )
+        return b"".join(part.pieces())
 
     def close(self) -> None:
         """Close the connections."""
@@ -343,6 +337,12 @@ class _Download:
 
     def _late(self) -> errors.DeadlineExceededError:
         return errors.DeadlineExceededError(self.reader.name, self._request.operation, self.budget.seconds)
+
+
+def _whole(part: _Download, ended: threading.Event) -> bytes:
+    """Return the bytes of a part; fewer once the event is set."""
+    with closing(part.pieces()) as pieces:
+        return b"".join(takewhile(lambda _: not ended.is_set(), pieces))
 
 
 def plain_etag(etag: str | None) -> str | None:
